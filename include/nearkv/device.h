@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * nearkv/device.h: what a device is, for those who write one. docs/device.md is the guide; an
+ * application needs only nkv_device_open() of nearkv.h.
+ *
+ * A device is memory that computes. It holds KV pages and digests of sequences and serves flat,
+ * fixed-size commands from a queue: append keys and values, select pages, attend to pages, move
+ * pages. Operands travel through one I/O window, memory that host and device share (as with a CXL
+ * Type-3 card): a command names byte offsets into it. The host leaves the operands of a command
+ * alone from its submission to its completion; they are read when the command runs, so that
+ * a SELECT's output can be the page list of an ATTEND submitted with it.
+ *
+ * Order. Results are as if commands ran one after the other in the order of submission. `after` says
+ * which earlier command this one really needs, for devices that overlap work.
+ *
+ * Faults. A failing command completes with a negative enum nkv_status; it has changed nothing. A
+ * device never trusts a command: whatever bits are in it or in the window, the result is an error,
+ * never a crash, and never another sequence's data.
+ */
+#ifndef NEARKV_DEVICE_H
+#define NEARKV_DEVICE_H
+
+#include <nearkv/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define NKV_DEVICE_ABI 1u
+
+/*
+ * Notation: H = n_heads, KVH = n_kv_heads, D = head_dim, P = page_tokens, T = cmd.n_tokens. Numbers in the window are
+ * f32 or u32, little endian. A "unit" has its own page set: the layer (1 unit) or, under NKV_PER_HEAD, each KV head
+ * (KVH units). "lists(cap)": for each unit one block of nkv_list_stride(cap) bytes: u32 n <= cap, then n page ids.
+ */
+enum nkv_op {
+    /*
+     * Opens sequence `seq` (an id of the host's choice, not in use) for at most T tokens and reserves its memory, so
+     * that no later APPEND runs out of it. flags: NKV_NO_DIGEST (pages only); NKV_NO_PAGES (digests, and of the pages
+     * only the open one); NKV_SLOTS (T/P page slots in no order, filled by WRITE; T a multiple of P; no digests).
+     * NKV_ENOSPC: no room.
+     */
+    NKV_OP_SEQ_OPEN = 1,
+    NKV_OP_SEQ_CLOSE = 2, /* frees all that seq holds */
+    /*
+     * Opens seq as a copy of the first `pos` tokens of sequence `arg`, for at most T tokens. Full pages are shared
+     * (counted), the open page is copied. The parent's layers must all hold at least pos tokens. Not for NKV_SLOTS
+     * sequences.
+     */
+    NKV_OP_SEQ_FORK = 3,
+    NKV_OP_SEQ_TRUNCATE =
+        4, /* keeps the first `pos` tokens of every layer (layers that hold fewer keep what they have) */
+    /*
+     * in: k [T][KVH][D], then v [T][KVH][D]. Appends T tokens at position pos, which must be the length of `layer`;
+     * builds the digest of each page that fills. The layers of a sequence grow one by one and may differ in length by
+     * one APPEND. A page takes its memory when its first layer reaches it.
+     */
+    NKV_OP_APPEND = 5,
+    /*
+     * Chooses at most n_pages pages per unit of `layer` for a block of T query tokens at positions pos .. pos+T-1 (the
+     * layer already holds them). in: q [T][H][D]. out: see nkv_select_layout(). Always chosen: the first `sink` pages;
+     * the `recent` pages (>= 1) that end with the page of token pos; the later pages up to that of token pos+T-1. The
+     * rest of n_pages goes to the best scores among the full pages between, ties to the lower id. If all pages together
+     * are no more than n_pages, all are chosen. Score of a page: docs/architecture.md. flags: NKV_PER_HEAD; NKV_SCORES:
+     * write the scores, too; NKV_STEADY: run Steady-Select against the resident pages, list_offset: lists(arg) with n =
+     * arg entries each, the page that slot i holds or NKV_PAGE_NONE; out_offset gets three more lists. res: pages
+     * chosen in unit 0. NKV_EINVAL: n_pages < what is always chosen.
+     */
+    NKV_OP_SELECT = 6,
+    /*
+     * Attends T query tokens at positions pos .. pos+T-1 to pages of `layer`. in: q [T][H][D], not scaled. list_offset:
+     * lists(n_pages), ascending ids without repeats (of an NKV_SLOTS sequence: slots); or NKV_ALL_PAGES: every page.
+     * flags: NKV_PER_HEAD (else one list serves all heads); NKV_CAUSAL: token pos+i sees positions 0 .. pos+i only
+     * (without it, all tokens of the pages). out: the partials o [T][H][D], m [T][H], l [T][H]. An empty list gives
+     * empty partials. res: tokens that the last query token attended to, mean over units.
+     */
+    NKV_OP_ATTEND = 7,
+    /*
+     * Copies pages of `layer` to out_offset: list_offset: lists(n_pages); the data is packed unit by unit in list
+     * order, each page nkv_page_bytes(shape, units). With NKV_DIGEST instead: digests of the full pages pos ..
+     * pos+n_pages-1 (pages, not tokens), [KVH][n_pages][2][D] in the digest's element type. res: pages copied, all
+     * units together.
+     */
+    NKV_OP_READ = 8,
+    /*
+     * The reverse of READ, from in_offset. NKV_SLOTS sequences: any slots. Others: the listed pages (one unit,
+     * consecutive) begin at the layer's end, which is on a page boundary; T tokens are added, so the last page may be
+     * left open; digests of the full ones are built. NKV_NO_PAGES sequences: only the open page. With NKV_DIGEST
+     * (NKV_NO_PAGES sequences): digests are appended, pos = the layer's length in pages.
+     */
+    NKV_OP_WRITE = 9,
+    /* FC work: in_offset FLOPs over out_offset bytes of weights and activations. Real devices complete it at once;
+       simulated ones charge its time. */
+    NKV_OP_COMPUTE = 10,
+    NKV_OP_COUNT = 11,
+};
+
+/* An unknown flag, or one that the op does not name, is NKV_EINVAL. */
+enum nkv_cmd_flag {
+    NKV_PER_HEAD = 1u << 0,
+    NKV_STEADY = 1u << 1,
+    NKV_SCORES = 1u << 2,
+    NKV_CAUSAL = 1u << 3,
+    NKV_ALL_PAGES = 1u << 4,
+    NKV_DIGEST = 1u << 5,
+    NKV_NO_DIGEST = 1u << 6,
+    NKV_NO_PAGES = 1u << 7,
+    NKV_SLOTS = 1u << 8,
+};
+
+/* A command: 64 bytes without pointers, fit to be logged, hashed and sent. Fields that the op does not name are 0. */
+struct nkv_cmd {
+    uint8_t op;     /* enum nkv_op */
+    uint8_t sink;   /* SELECT: pages */
+    uint8_t recent; /* SELECT: pages, >= 1 */
+    uint8_t reserved;
+    uint16_t flags; /* enum nkv_cmd_flag */
+    uint16_t layer;
+    uint64_t user_data;                          /* returned untouched */
+    uint32_t after;                              /* needs the command submitted this many before it; 0: none */
+    uint32_t arg;                                /* FORK: the parent's id; SELECT: resident slots per unit */
+    uint64_t in_offset, out_offset, list_offset; /* bytes into the window, multiples of 64 */
+    uint32_t seq;
+    uint32_t n_tokens;
+    uint32_t n_pages;
+    uint32_t pos;
+};
+
+/* A completion: 32 bytes. */
+struct nkv_cqe {
+    uint64_t user_data;
+    int32_t res; /* >= 0: the op's result; < 0: enum nkv_status */
+    uint32_t reserved;
+    uint64_t start_ns, end_ns; /* on the device's clock */
+};
+
+_Static_assert(sizeof(struct nkv_cmd) == 64, "a command is 64 bytes");
+_Static_assert(sizeof(struct nkv_cqe) == 32, "a completion is 32 bytes");
+
+/* ---- Layout of the window's contents: used by both sides.
+ * ---------------------------------------------------------------------- */
+
+static inline uint64_t nkv_align64(uint64_t bytes)
+{
+    return (bytes + 63u) & ~(uint64_t)63u;
+}
+
+/* Bytes from one unit's list of at most cap ids to the next unit's. */
+static inline uint64_t nkv_list_stride(uint32_t cap)
+{
+    return nkv_align64(4u * ((uint64_t)cap + 1u));
+}
+
+/* Bytes of one page of n_heads_in_unit KV heads as READ and WRITE pack it: K [head][P][D], V the same, then (q8_0) the
+ * K scales [head][P] and the V scales. */
+NKV_API uint64_t nkv_page_bytes(const struct nkv_kv_shape *shape, uint32_t n_kv_heads_in_unit);
+/* Bytes of one page's digest for one KV head: lo [D], hi [D]. */
+NKV_API uint64_t nkv_digest_bytes(const struct nkv_kv_shape *shape);
+
+/* Offsets, from an ATTEND's out_offset, of the partials' parts, and their total size. */
+struct nkv_partial_layout {
+    uint64_t o, m, l, bytes;
+};
+static inline struct nkv_partial_layout nkv_partial_layout(const struct nkv_kv_shape *shape, uint32_t n_tokens)
+{
+    uint64_t rows = (uint64_t)n_tokens * shape->n_heads;
+    struct nkv_partial_layout at = {.o = 0, .m = nkv_align64(4u * rows * shape->head_dim)};
+
+    at.l = at.m + nkv_align64(4u * rows);
+    at.bytes = at.l + nkv_align64(4u * rows);
+    return at;
+}
+
+/* Offsets, from a SELECT's out_offset, of what it writes, and the total size. */
+struct nkv_select_layout {
+    uint64_t chosen; /* lists(n_pages): the set in rank order: sinks, then by score, then the recent pages */
+    uint64_t device; /* lists(n_pages): pages to attend on this device, ascending: the set, under NKV_STEADY without
+                        those resident */
+    uint64_t steady; /* lists(n_resident), NKV_STEADY: slots that hold chosen pages, by ascending page id */
+    uint64_t recall; /* lists(n_resident), NKV_STEADY: pages to copy to the compute side, best first */
+    uint64_t slots;  /* lists(n_resident), NKV_STEADY: the slot for each page of `recall` */
+    uint64_t scores; /* NKV_SCORES: f32 [units][n_total]; NaN for pages that were not scored */
+    uint64_t bytes;
+};
+static inline struct nkv_select_layout nkv_select_layout(uint32_t n_units, uint32_t n_pages, uint32_t n_resident,
+                                                         uint32_t n_total)
+{
+    uint64_t set = n_units * nkv_list_stride(n_pages), resident = n_units * nkv_list_stride(n_resident);
+    struct nkv_select_layout at = {.chosen = 0, .device = set, .steady = 2 * set};
+
+    at.recall = at.steady + resident;
+    at.slots = at.recall + resident;
+    at.scores = at.slots + resident;
+    at.bytes = at.scores + nkv_align64(4u * (uint64_t)n_units * n_total);
+    return at;
+}
+/* A SELECT without NKV_STEADY uses n_resident = 0, one without NKV_SCORES n_total = 0; with it n_total = pages of pos +
+ * T tokens. */
+
+/* ---- The backend's side.
+ * ------------------------------------------------------------------------------------------------------- */
+
+struct nkv_device;
+
+struct nkv_device_caps {
+    uint32_t size;           /* of this struct, as the backend knows it */
+    char name[64];           /* for people: "cpu0" */
+    uint64_t capacity_bytes; /* for KV pages and digests; what SEQ_OPEN divides */
+    uint32_t n_threads;
+};
+
+struct nkv_device_stat {
+    uint32_t size;
+    uint64_t used_bytes;     /* of pages and digests that hold data or are reserved by open sequences */
+    uint64_t resident_bytes; /* of pages and digests that hold data */
+    uint64_t busy_ns;
+    uint64_t n_commands;
+    uint32_t n_sequences;
+    uint32_t n_free_pages, n_total_pages; /* all layers of one page together */
+};
+
+/*
+ * A backend's functions. One client thread calls them, except that interrupting is left to `close`. Slots marked
+ * optional may be NULL; the default is stated.
+ */
+struct nkv_device_ops {
+    uint32_t abi;        /* NKV_DEVICE_ABI */
+    const char *backend; /* "cpu" */
+    int (*caps)(struct nkv_device *device, struct nkv_device_caps *caps_out);
+    /* Maps the I/O window with at least `bytes` bytes, 64-byte aligned, or grows it; called with nothing in flight. Old
+     * contents are lost. */
+    int (*map)(struct nkv_device *device, uint64_t bytes, void **window_out);
+    /* Queues n commands; all or none. NKV_ENOSPC when n is more than the queue's free entries (it has at least 256). */
+    int (*submit)(struct nkv_device *device, const struct nkv_cmd *cmds, uint32_t n);
+    /* Waits until at least min_n completions are there (0: does not wait), takes at most max_n in order of completion.
+     * returns: how many. */
+    int (*reap)(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n);
+    /* Optional (default: NKV_ENOTSUP). */
+    int (*stat)(struct nkv_device *device, struct nkv_device_stat *stat_out);
+    /* Waits for the commands in flight and frees everything. */
+    void (*close)(struct nkv_device *device);
+};
+
+/* Every backend's device begins with this. */
+struct nkv_device {
+    const struct nkv_device_ops *ops;
+};
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * nearkv/nearkv.h: attention where the KV cache lives, for applications.
+ *
+ * The mental model. A *context* owns devices. A *sequence* is one request's tokens; its KV pages live on one device. A
+ * model runs its layers and, for each layer, hands q, k and v of the new tokens of a batch of sequences to
+ * nkv_attend_begin() and takes the attention output from nkv_attend_end(). What happens between (append, digest,
+ * select, attend on the device or the compute side, recall, merge) is the sequence's *mode*:
+ *
+ *   full     every page, on the PNM device
+ *   recall   selected pages, on the compute side, after copying the missing ones there (ArkVale)
+ *   pnm      selected pages, selected and attended on the PNM device
+ *   png      the same set; its steady pages on the compute side, the rest on the device, at the same time, merged
+ *
+ *   struct nkv_context *ctx;  struct nkv_seq *seq;  struct nkv_ticket *t;
+ *   nkv_device_open("cpu", &config, &device);
+ *   nkv_context_open(&options, &ctx);
+ *   nkv_seq_open(ctx, &seq_options, &seq);
+ *   for each layer:   nkv_attend_begin(ctx, layer, items, n_items, &t);  nkv_attend_end(t);
+ *   nkv_step_end(ctx, items, n_items);
+ *
+ * Threads: one thread at a time per context; contexts are independent.
+ */
+#ifndef NEARKV_NEARKV_H
+#define NEARKV_NEARKV_H
+
+#include <nearkv/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define NKV_VERSION "0.1.0"
+NKV_API const char *nkv_version(void);
+
+/* ---- Devices
+ * --------------------------------------------------------------------------------------------------------------------
+ */
+
+struct nkv_device;
+
+struct nkv_device_config {
+    uint32_t size; /* sizeof(struct nkv_device_config) */
+    struct nkv_kv_shape shape;
+    uint64_t capacity_bytes; /* of pages and digests; 0: 80 % of what is free now */
+    uint32_t n_threads;      /* 0: one per CPU */
+    const char *name;        /* NULL: the backend's name */
+};
+
+/*
+ * Opens a device. spec: "cpu" or "cpu:key=value,..." (threads, capacity with suffix K/M/G/T, node: NUMA node);
+ * wrappers go before it: "record:FILE:cpu", "fault:op=attend,n=3:cpu" (the n-th such command fails; op=any).
+ * Keys of the spec win over config. The caller closes it with nkv_device_close, after the context.
+ * returns: 0; NKV_EINVAL naming the bad part; NKV_ENOMEM.
+ */
+NKV_API int nkv_device_open(const char *spec, const struct nkv_device_config *config, struct nkv_device **device_out);
+NKV_API void nkv_device_close(struct nkv_device *device);
+
+/* ---- Contexts
+ * -------------------------------------------------------------------------------------------------------------------
+ */
+
+struct nkv_context;
+struct nkv_seq;
+struct nkv_ticket;
+
+struct nkv_context_options {
+    uint32_t size; /* sizeof(struct nkv_context_options) */
+    struct nkv_kv_shape shape;
+    struct nkv_device *const *devices; /* PNM devices, borrowed, opened with the same shape */
+    uint32_t n_devices;
+    struct nkv_device
+        *compute; /* where resident pages are attended; needed by recall and png, may be NULL otherwise; borrowed */
+    uint32_t max_batch;         /* sequences per attend call, default 16 */
+    uint32_t max_tokens;        /* new tokens per attend call, all sequences together; default 512 */
+    uint64_t (*now_ns)(void *); /* the clock; NULL: monotonic time */
+    void *clock_arg;
+    /* Plan log: called with one line of text per planned command and per selected set; NULL: none. */
+    void (*plan_log)(void *arg, const char *line);
+    void *plan_log_arg;
+};
+
+NKV_API int nkv_context_open(const struct nkv_context_options *options, struct nkv_context **context_out);
+/* Closes its sequences, too. */
+NKV_API void nkv_context_close(struct nkv_context *context);
+
+/* ---- Sequences
+ * ------------------------------------------------------------------------------------------------------------------ */
+
+struct nkv_seq_options {
+    uint32_t size;       /* sizeof(struct nkv_seq_options) */
+    uint32_t max_tokens; /* admission reserves memory for this many */
+    enum nkv_mode mode;
+    uint32_t budget_tokens; /* attended per step in the sparse modes, sink and recent included; rounded up to pages;
+                               default 2048 */
+    uint32_t sink_pages;    /* 0 is allowed; NKV_DEFAULT: 1 */
+    uint32_t recent_pages;  /* >= 1; NKV_DEFAULT: 2 */
+    enum nkv_granularity granularity;
+    uint32_t n_dense_layers;  /* the first layers attend to every page in every mode */
+    uint32_t resident_tokens; /* copies per layer on the compute side; NKV_DEFAULT: half the budget in png, twice in
+                                 recall */
+    bool same_step_recall;    /* png: recalled pages are attended on the compute side in the same step (the paper), not
+                                 from the next */
+    bool attend_resident;     /* recall: attend to everything resident (ArkVale), not to the selected set only */
+    bool sparse_prefill;      /* blocks of query tokens attend to selected pages, too */
+    uint32_t prefill_budget_tokens; /* per block of queries; NKV_DEFAULT: budget_tokens */
+};
+#define NKV_DEFAULT UINT32_MAX
+/* Fills the defaults: mode pnm, budget 2048, everything else as stated above. */
+NKV_API void nkv_seq_options_init(struct nkv_seq_options *options);
+
+/*
+ * Opens an empty sequence on the PNM device with the most free memory (ties: the lowest number).
+ * returns: 0; NKV_EINVAL; NKV_ENOSPC: no device can hold max_tokens now (the message says how much is missing, and
+ * whether it could ever fit); a device's error.
+ */
+NKV_API int nkv_seq_open(struct nkv_context *context, const struct nkv_seq_options *options, struct nkv_seq **seq_out);
+/* Frees every page on every device. NULL is allowed. */
+NKV_API void nkv_seq_close(struct nkv_seq *seq);
+/*
+ * A new sequence on the same device that starts as the first n_tokens tokens of parent, sharing full pages.
+ * options: its own mode and limits; NULL: the parent's.
+ */
+NKV_API int nkv_seq_fork(struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq_options *options,
+                         struct nkv_seq **seq_out);
+/* Forgets all but the first n_tokens tokens. Also makes a sequence usable again after a failed step, if n_tokens <= its
+ * length. */
+NKV_API int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens);
+/* Committed tokens. */
+NKV_API uint32_t nkv_seq_length(const struct nkv_seq *seq);
+/* 0, or the status that ended this sequence (a device's error); the message is in nkv_seq_error(). */
+NKV_API int nkv_seq_status(const struct nkv_seq *seq);
+NKV_API const char *nkv_seq_error(const struct nkv_seq *seq);
+/* Number of the PNM device that holds it. */
+NKV_API uint32_t nkv_seq_device(const struct nkv_seq *seq);
+
+/* ---- Steps
+ * ----------------------------------------------------------------------------------------------------------------------
+ */
+
+/* New tokens of one sequence in one layer. All arrays are the caller's, row major f32, untouched until nkv_attend_end
+ * returns. */
+struct nkv_attend_item {
+    struct nkv_seq *seq;
+    uint32_t n_tokens; /* 1: decode; more: a chunk of prefill */
+    const float *q;    /* [n_tokens][n_heads][head_dim], after RoPE, not scaled */
+    const float *k;    /* [n_tokens][n_kv_heads][head_dim], after RoPE */
+    const float *v;    /* [n_tokens][n_kv_heads][head_dim] */
+    float *out;        /* [n_tokens][n_heads][head_dim] */
+};
+
+/*
+ * Appends k, v and attends, for one layer of a batch of distinct sequences. Every layer must be called once per step,
+ * in order. At most two tickets are in flight, of disjoint sequences (two micro-batches: FC of one under the attention
+ * of the other). begin returns when commands are queued; end waits, merges and writes `out`. A sequence that fails (its
+ * device's error) is marked, its `out` is zeroed, the others go on: both calls still return 0. Items whose sequence has
+ * already failed are passed over. Other returns: NKV_EINVAL, NKV_ESTATE (nothing was queued).
+ */
+NKV_API int nkv_attend_begin(struct nkv_context *context, uint32_t layer, const struct nkv_attend_item *items,
+                             uint32_t n_items, struct nkv_ticket **ticket_out);
+NKV_API int nkv_attend_end(struct nkv_ticket *ticket);
+/* After the last layer: commits the new tokens of every item's sequence. */
+NKV_API int nkv_step_end(struct nkv_context *context, const struct nkv_attend_item *items, uint32_t n_items);
+
+/* ---- Statistics
+ * ----------------------------------------------------------------------------------------------------------------- */
+
+/* Counted since open or nkv_seq_stats_reset. "link": between compute side and PNM device. Bytes are those of the
+ * formats that cross: f32 q, k, v and partials, u32 lists, pages. */
+struct nkv_seq_stats {
+    uint64_t n_steps;                            /* decode steps (n_tokens == 1) */
+    uint64_t to_device_bytes, from_device_bytes; /* recalled pages included */
+    uint64_t recalled_pages,
+        recalled_bytes;       /* pages copied to the compute side; a page of one KV head counts 1/KVH of a page */
+    uint64_t attended_tokens; /* summed over decode steps and layers (mean over units) */
+    uint64_t chosen_pages,
+        steady_pages; /* summed over decode steps, sparse layers and units; steady: found resident when selected */
+    uint64_t n_layer_steps;          /* decode steps x layers */
+    uint64_t n_sparse_layer_steps;   /* decode steps x layers in which a selection ran, x units */
+    uint32_t resident_pages;         /* now, all layers, mean over units */
+    uint32_t pages;                  /* KV pages held */
+    uint64_t kv_bytes, digest_bytes; /* held on the device */
+    /* decode wall time by part, from the devices' completions */
+    uint64_t select_ns, attend_ns, append_ns, recall_ns;
+};
+NKV_API void nkv_seq_stats(const struct nkv_seq *seq, struct nkv_seq_stats *stats_out);
+NKV_API void nkv_seq_stats_reset(struct nkv_seq *seq);
+
+struct nkv_device_report {
+    char name[64];
+    uint64_t capacity_bytes, used_bytes, busy_ns;
+    uint32_t n_sequences, n_free_pages, n_total_pages;
+};
+/* Device number i < n_devices; i == n_devices: the compute device. */
+NKV_API int nkv_context_device(const struct nkv_context *context, uint32_t i, struct nkv_device_report *report_out);
+
+/*
+ * Bytes that one sequence of max_tokens tokens takes, before anything is allocated. (The device rounds nothing beyond
+ * this.)
+ */
+struct nkv_kv_estimate {
+    uint64_t page_bytes;   /* one page, all layers */
+    uint64_t kv_bytes;     /* all pages */
+    uint64_t digest_bytes; /* all digests, whole chunks */
+    uint64_t total_bytes;
+};
+NKV_API int nkv_kv_estimate(const struct nkv_kv_shape *shape, uint32_t max_tokens,
+                            struct nkv_kv_estimate *estimate_out);
+
+/* Sequential read bandwidth of n_threads threads over bytes of memory in GB/s (1e9), best of `rounds`. blocks. */
+NKV_API int nkv_read_bandwidth(uint64_t bytes, uint32_t n_threads, uint32_t rounds, double *gb_per_s_out);
+
+/* The kernel table in use ("avx512"), and how to choose another ("ref", "avx2", "avx512", "auto"). */
+NKV_API const char *nkv_kernels_name(void);
+NKV_API int nkv_kernels_choose(const char *name);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
