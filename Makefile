@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+# A thin front door: CMakePresets.json holds the build, tools/ the scripts.
+PRESET ?= release
+CTX    ?= 131072
+PREFIX ?= /usr/local
+JOBS   ?= $(shell nproc)
+
+.PHONY: all demo check bench fmt install clean
+
+all:
+	@tools/setup.sh build
+	@cmake --preset $(PRESET) >/dev/null
+	@cmake --build build/$(PRESET) -j $(JOBS)
+
+demo: all
+	@tools/demo.sh $(CTX)
+
+check:
+	@tools/check.sh
+
+bench: all
+	@tools/bench.sh
+
+fmt:
+	@tools/setup.sh check
+	@git ls-files '*.c' '*.h' | xargs clang-format -i
+
+install: all
+	@cmake --install build/$(PRESET) --prefix $(PREFIX)
+
+clean:
+	rm -rf build

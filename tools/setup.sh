@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs the Debian packages that nearkv needs, only those that are missing.
+#   tools/setup.sh build    to build and run it
+#   tools/setup.sh check    to run `make check`, too
+set -euo pipefail
+
+build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libjansson-dev libpcre2-dev libcmocka-dev"
+check="$build git clang clang-format libclang-rt-14-dev python3 python3-venv man-db"
+
+case "${1:-}" in
+build) wanted=$build ;;
+check) wanted=$check ;;
+*)
+    echo "usage: tools/setup.sh build|check" >&2
+    exit 2
+    ;;
+esac
+
+if ! command -v dpkg-query >/dev/null; then
+    echo "nearkv: not a Debian system; make sure you have what these packages hold: $wanted" >&2
+    exit 0
+fi
+missing=""
+for package in $wanted; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+done
+[ -z "$missing" ] && exit 0
+
+if [ "$(id -u)" != 0 ]; then
+    echo "nearkv: these Debian packages are missing:$missing" >&2
+    echo "nearkv: install them with: sudo apt-get update && sudo apt-get install$missing" >&2
+    exit 1
+fi
+echo "nearkv: installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# shellcheck disable=SC2086
+apt-get install -y -qq --no-install-recommends $missing >/dev/null
