@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * policy/heap.h: heapsort of u32 in place. Chosen over quicksort because the lists that a policy sorts come from a
+ * command's operands: no input may make it quadratic, and it needs neither memory nor recursion.
+ */
+#ifndef NKV_POLICY_HEAP_H
+#define NKV_POLICY_HEAP_H
+
+#include <nearkv/types.h>
+
+/* Whether a ranks before b; `context` is what the caller passed to heap_sort. */
+typedef bool (*heap_less_fn)(const void *context, uint32_t a, uint32_t b);
+
+static inline void heap_sift(uint32_t *items, uint32_t root, uint32_t n, heap_less_fn less, const void *context)
+{
+    uint32_t item = items[root], child = 2 * root + 1;
+
+    while (child < n) {
+        if (child + 1 < n && less(context, items[child], items[child + 1]))
+            child++;
+        if (!less(context, item, items[child]))
+            break;
+        items[root] = items[child];
+        root = child;
+        child = 2 * root + 1;
+    }
+    items[root] = item;
+}
+
+/* pre: n < 2^31. Items that rank equal must be interchangeable: the sort is not stable. */
+static inline void heap_sort(uint32_t *items, uint32_t n, heap_less_fn less, const void *context)
+{
+    for (uint32_t root = n / 2; root-- > 0;)
+        heap_sift(items, root, n, less, context);
+    for (uint32_t end = n; end > 1;) {
+        uint32_t largest = items[0];
+
+        items[0] = items[--end];
+        items[end] = largest;
+        heap_sift(items, 0, end, less, context);
+    }
+}
+
+#endif
