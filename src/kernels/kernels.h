@@ -57,7 +57,10 @@ struct nkv_kernels {
     /*
      * Folds one page into the partials of n_rows rows. Fast for both shapes that occur: few rows (decode: the
      * group's query heads, memory bound) and many rows (prefill: a block of query tokens, arithmetic bound).
-     * A token whose score is NaN makes its row NaN; -inf scores weigh 0 (a row that saw only -inf has l = 0).
+     * -inf scores weigh 0 (a row that saw only -inf has l = 0). A token whose score is NaN or +inf makes its row NaN:
+     * l and all of o are NaN and stay so through any later attend, merge and finish (m is then unspecified).
+     * Elements of k and v at or beyond n_tokens are never used, whatever they hold; a token that a row does not see
+     * weighs 0 in it, provided that its k and v are finite.
      */
     void (*attend[NKV_DTYPE_COUNT])(const struct nkv_attend *a);
 
@@ -70,7 +73,8 @@ struct nkv_kernels {
 
     /*
      * f32 rows to cache elements (round to nearest even; q8_0: scale = max|x|/127 per row) and back. scale [n_rows] is
-     * used by q8_0 only, NULL otherwise. Row strides are dim elements on both sides.
+     * used by q8_0 only, NULL otherwise. Row strides are dim elements on both sides. NaN stays NaN; a q8_0 row that
+     * holds a NaN or an infinity becomes NaN as a whole (scale NaN, elements 0).
      */
     void (*store[NKV_DTYPE_COUNT])(size_t n_rows, size_t dim, const float *x, void *out, float *scale_out);
     void (*load[NKV_DTYPE_COUNT])(size_t n_rows, size_t dim, const void *x, const float *scale, float *out);
@@ -82,12 +86,16 @@ struct nkv_kernels {
      */
     void (*matvec[NKV_DTYPE_COUNT])(const void *w, size_t n_cols, size_t r0, size_t r1, size_t n_batch, const float *x,
                                     float *y, size_t ldy);
+
+    /* The work of nkv_digest_build below, by the type of k. */
+    void (*digest[NKV_DTYPE_COUNT])(enum nkv_digest kind, size_t n_tokens, size_t dim, const void *k,
+                                    const float *k_scale, void *digest_out);
 };
 
 /* Bytes of scratch that `attend` needs in any table. */
 size_t nkv_attend_scratch_bytes(uint32_t n_rows, uint32_t page_tokens, uint32_t dim);
 
-/* The table in use. Thread safe. Never NULL. */
+/* The table in use. Thread safe. Never NULL. A name in NEARKV_KERNELS that this CPU or build lacks counts as "auto". */
 const struct nkv_kernels *nkv_kernels(void);
 /* The table called name, whether in use or not. returns: NULL when this CPU or build lacks it. */
 const struct nkv_kernels *nkv_kernels_find(const char *name);
@@ -104,7 +112,7 @@ enum nkv_dtype nkv_digest_dtype(enum nkv_dtype kv);
 /*
  * Builds the digest of a full page of one KV head from its cache elements. digest_out [2][dim] in
  * nkv_digest_dtype(dtype). minmax is rounded outwards (lo down, hi up), so that a score is never below the best dot
- * product in the page.
+ * product in the page (up to the rounding of the score's own sum). NaN elements do not count for min and max.
  */
 void nkv_digest_build(enum nkv_digest kind, enum nkv_dtype dtype, size_t n_tokens, size_t dim, const void *k,
                       const float *k_scale, void *digest_out);
