@@ -33,9 +33,16 @@ struct nkv_attend {
     const uint32_t *visible; /* [n_rows]: a row sees tokens 0..visible-1 (0: none); NULL: all see all */
     const void *k, *v;
     const float *k_scale, *v_scale; /* q8_0 only */
-    float *o;                       /* [n_rows][dim], in and out */
-    float *m, *l;                   /* [n_rows], in and out */
-    void *scratch;                  /* nkv_attend_scratch_bytes(n_rows, page_tokens, dim) bytes, 64-byte aligned */
+    /*
+     * Hints: where the page lies that the caller folds next (n_tokens tokens of it are assumed). The kernel prefetches
+     * it while it computes, so that memory never waits at a page's end. Any of them may be NULL, e.g. for the last
+     * page.
+     */
+    const void *next_k, *next_v;
+    const float *next_k_scale, *next_v_scale; /* q8_0 only */
+    float *o;                                 /* [n_rows][dim], in and out */
+    float *m, *l;                             /* [n_rows], in and out */
+    void *scratch; /* nkv_attend_scratch_bytes(n_rows, page_tokens, dim) bytes, 64-byte aligned */
 };
 
 struct nkv_kernels {
