@@ -15,7 +15,8 @@
  *
  * Faults. A failing command completes with a negative enum nkv_status; it has changed nothing. A
  * device never trusts a command: whatever bits are in it or in the window, the result is an error,
- * never a crash, and never another sequence's data.
+ * never a crash, and never another sequence's data. What one command writes in the window must not
+ * overlap what it reads there.
  */
 #ifndef NEARKV_DEVICE_H
 #define NEARKV_DEVICE_H
@@ -36,24 +37,29 @@ extern "C" {
 enum nkv_op {
     /*
      * Opens sequence `seq` (an id of the host's choice, not in use) for at most T tokens and reserves its memory, so
-     * that no later APPEND runs out of it. flags: NKV_NO_DIGEST (pages only); NKV_NO_PAGES (digests, and of the pages
-     * only the open one); NKV_SLOTS (T/P page slots in no order, filled by WRITE; T a multiple of P; no digests).
-     * NKV_ENOSPC: no room.
+     * that no later APPEND runs out of it. At most one flag: NKV_NO_DIGEST (pages only); NKV_NO_PAGES (digests, and of
+     * the pages, in each layer, only that of the newest token); NKV_SLOTS (T/P page slots in no order, zero at first,
+     * filled by WRITE; T a multiple of P; no digests). NKV_ENOSPC: no room.
      */
     NKV_OP_SEQ_OPEN = 1,
     NKV_OP_SEQ_CLOSE = 2, /* frees all that seq holds */
     /*
      * Opens seq as a copy of the first `pos` tokens of sequence `arg`, for at most T tokens. Full pages are shared
-     * (counted), the open page is copied. The parent's layers must all hold at least pos tokens. Not for NKV_SLOTS
-     * sequences.
+     * (counted), the open page is copied. The parent's layers must all hold at least pos tokens; the copy has its flag
+     * (NKV_NO_DIGEST, NKV_NO_PAGES). Not for NKV_SLOTS sequences. NKV_NO_PAGES: pos is on a page boundary, or in the
+     * page that every layer holds. NKV_ENOSPC: no room.
      */
     NKV_OP_SEQ_FORK = 3,
-    NKV_OP_SEQ_TRUNCATE =
-        4, /* keeps the first `pos` tokens of every layer (layers that hold fewer keep what they have) */
     /*
-     * in: k [T][KVH][D], then v [T][KVH][D]. Appends T tokens at position pos, which must be the length of `layer`;
-     * builds the digest of each page that fills. The layers of a sequence grow one by one and may differ in length by
-     * one APPEND. A page takes its memory when its first layer reaches it.
+     * Keeps the first `pos` tokens of every layer (layers that hold fewer keep what they have). NKV_ENOSPC: pages
+     * shared with forks must be replaced, and there is no room. NKV_NO_PAGES: pos is on a page boundary, or in the page
+     * that each longer layer holds (else truncate to the boundary, then WRITE the open page). Not for NKV_SLOTS.
+     */
+    NKV_OP_SEQ_TRUNCATE = 4,
+    /*
+     * in: k [T][KVH][D], then v [T][KVH][D] (no padding between). Appends T tokens at position pos, which must be the
+     * length of `layer`; builds the digest of each page that fills. The layers of a sequence grow one by one and may
+     * differ in length by one APPEND. A page takes its memory when its first layer reaches it.
      */
     NKV_OP_APPEND = 5,
     /*
@@ -61,32 +67,37 @@ enum nkv_op {
      * layer already holds them). in: q [T][H][D]. out: see nkv_select_layout(). Always chosen: the first `sink` pages;
      * the `recent` pages (>= 1) that end with the page of token pos; the later pages up to that of token pos+T-1. The
      * rest of n_pages goes to the best scores among the full pages between, ties to the lower id. If all pages together
-     * are no more than n_pages, all are chosen. Score of a page: docs/architecture.md. flags: NKV_PER_HEAD; NKV_SCORES:
+     * are no more than n_pages, all are chosen. Score of a page: sum_d max(q_d lo_d, q_d hi_d), mean over the block's
+     * query rows (tokens x query heads of the unit). flags: NKV_PER_HEAD; NKV_SCORES:
      * write the scores, too; NKV_STEADY: run Steady-Select against the resident pages, list_offset: lists(arg) with n =
-     * arg entries each, the page that slot i holds or NKV_PAGE_NONE; out_offset gets three more lists. res: pages
-     * chosen in unit 0. NKV_EINVAL: n_pages < what is always chosen.
+     * arg entries each, the page that slot i holds or NKV_PAGE_NONE; out_offset gets three more lists; a page that
+     * is not full is never recalled. res: pages chosen in unit 0. NKV_EINVAL: n_pages < what is always chosen.
      */
     NKV_OP_SELECT = 6,
     /*
      * Attends T query tokens at positions pos .. pos+T-1 to pages of `layer`. in: q [T][H][D], not scaled. list_offset:
-     * lists(n_pages), ascending ids without repeats (of an NKV_SLOTS sequence: slots); or NKV_ALL_PAGES: every page.
-     * flags: NKV_PER_HEAD (else one list serves all heads); NKV_CAUSAL: token pos+i sees positions 0 .. pos+i only
-     * (without it, all tokens of the pages). out: the partials o [T][H][D], m [T][H], l [T][H]. An empty list gives
-     * empty partials. res: tokens that the last query token attended to, mean over units.
+     * lists(n_pages), ascending ids without repeats (of an NKV_SLOTS sequence: slots); or NKV_ALL_PAGES: every page
+     * (n_pages and list_offset are 0). flags: NKV_PER_HEAD (else one list serves all heads); NKV_CAUSAL: token pos+i
+     * sees positions 0 .. pos+i only, all held by the layer (without it, all tokens of the pages, and pos does not
+     * matter). NKV_SLOTS: neither NKV_CAUSAL nor NKV_ALL_PAGES. NKV_NO_PAGES: only the page of the newest token. out:
+     * the partials o [T][H][D], m [T][H], l [T][H]. An empty list gives empty partials. res: tokens that the last query
+     * token attended to, mean over units.
      */
     NKV_OP_ATTEND = 7,
     /*
-     * Copies pages of `layer` to out_offset: list_offset: lists(n_pages); the data is packed unit by unit in list
-     * order, each page nkv_page_bytes(shape, units). With NKV_DIGEST instead: digests of the full pages pos ..
+     * Copies pages of `layer` to out_offset: list_offset: lists(n_pages), in any order; the data is packed unit by unit
+     * in list order, each page nkv_page_bytes(shape, KV heads of the unit); tokens that the page does not hold are
+     * zero. flags: NKV_PER_HEAD. With NKV_DIGEST instead: digests of the full pages pos ..
      * pos+n_pages-1 (pages, not tokens), [KVH][n_pages][2][D] in the digest's element type. res: pages copied, all
      * units together.
      */
     NKV_OP_READ = 8,
     /*
-     * The reverse of READ, from in_offset. NKV_SLOTS sequences: any slots. Others: the listed pages (one unit,
-     * consecutive) begin at the layer's end, which is on a page boundary; T tokens are added, so the last page may be
-     * left open; digests of the full ones are built. NKV_NO_PAGES sequences: only the open page. With NKV_DIGEST
-     * (NKV_NO_PAGES sequences): digests are appended, pos = the layer's length in pages.
+     * The reverse of READ, from in_offset. NKV_SLOTS sequences: any slots, no repeats, T = 0, NKV_PER_HEAD allowed.
+     * Others: the listed pages (one unit, consecutive) begin at the layer's end, which is on a page boundary; T tokens
+     * are added, so the last page may be left open; digests of the full ones are built. NKV_NO_PAGES sequences: one
+     * page. With NKV_DIGEST (NKV_NO_PAGES sequences): n_pages digests are appended, pos = the layer's length in pages.
+     * res: as READ.
      */
     NKV_OP_WRITE = 9,
     /* FC work: in_offset FLOPs over out_offset bytes of weights and activations. Real devices complete it at once;
@@ -108,7 +119,8 @@ enum nkv_cmd_flag {
     NKV_SLOTS = 1u << 8,
 };
 
-/* A command: 64 bytes without pointers, fit to be logged, hashed and sent. Fields that the op does not name are 0. */
+/* A command: 64 bytes without pointers, fit to be logged, hashed and sent. Fields that the op does not name are 0
+ * (`seq` is always named, but by COMPUTE; `layer` where the text says layer). */
 struct nkv_cmd {
     uint8_t op;     /* enum nkv_op */
     uint8_t sink;   /* SELECT: pages */
@@ -151,8 +163,8 @@ static inline uint64_t nkv_list_stride(uint32_t cap)
     return nkv_align64(4u * ((uint64_t)cap + 1u));
 }
 
-/* Bytes of one page of n_heads_in_unit KV heads as READ and WRITE pack it: K [head][P][D], V the same, then (q8_0) the
- * K scales [head][P] and the V scales. */
+/* Bytes of one page of n_kv_heads_in_unit KV heads as READ and WRITE pack it: K [head][P][D], V the same, then (q8_0)
+ * the K scales [head][P] and the V scales; rounded up to a multiple of 64. */
 NKV_API uint64_t nkv_page_bytes(const struct nkv_kv_shape *shape, uint32_t n_kv_heads_in_unit);
 /* Bytes of one page's digest for one KV head: lo [D], hi [D]. */
 NKV_API uint64_t nkv_digest_bytes(const struct nkv_kv_shape *shape);
@@ -230,10 +242,12 @@ struct nkv_device_ops {
     /* Maps the I/O window with at least `bytes` bytes, 64-byte aligned, or grows it; called with nothing in flight. Old
      * contents are lost. */
     int (*map)(struct nkv_device *device, uint64_t bytes, void **window_out);
-    /* Queues n commands; all or none. NKV_ENOSPC when n is more than the queue's free entries (it has at least 256). */
+    /* Queues n commands; all or none. NKV_ENOSPC when n is more than the queue's free entries (it has at least 256; a
+     * command takes one until its completion is reaped). */
     int (*submit)(struct nkv_device *device, const struct nkv_cmd *cmds, uint32_t n);
     /* Waits until at least min_n completions are there (0: does not wait), takes at most max_n in order of completion.
-     * returns: how many. */
+     * returns: how many. NKV_EINVAL when fewer than min_n are in flight. After a failed completion nkv_last_error()
+     * tells what was wrong with (the last of) them. */
     int (*reap)(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n);
     /* Optional (default: NKV_ENOTSUP). */
     int (*stat)(struct nkv_device *device, struct nkv_device_stat *stat_out);
