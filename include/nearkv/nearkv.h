@@ -104,6 +104,7 @@ struct nkv_seq_options {
     bool attend_resident;     /* recall: attend to everything resident (ArkVale), not to the selected set only */
     bool sparse_prefill;      /* blocks of query tokens attend to selected pages, too */
     uint32_t prefill_budget_tokens; /* per block of queries; NKV_DEFAULT: budget_tokens */
+    bool keep_digests;              /* full: build digests all the same, so that it can be forked into a sparse mode */
 };
 #define NKV_DEFAULT UINT32_MAX
 /* Fills the defaults: mode pnm, budget 2048, everything else as stated above. */
@@ -182,6 +183,7 @@ struct nkv_seq_stats {
     uint64_t kv_bytes, digest_bytes; /* held on the device */
     /* decode wall time by part, from the devices' completions */
     uint64_t select_ns, attend_ns, append_ns, recall_ns;
+    uint64_t wall_ns; /* decode: from begin to end of every layer, on the context's clock */
 };
 NKV_API void nkv_seq_stats(const struct nkv_seq *seq, struct nkv_seq_stats *stats_out);
 NKV_API void nkv_seq_stats_reset(struct nkv_seq *seq);
@@ -190,6 +192,7 @@ struct nkv_device_report {
     char name[64];
     uint64_t capacity_bytes, used_bytes, busy_ns;
     uint32_t n_sequences, n_free_pages, n_total_pages;
+    uint64_t window_bytes; /* of its I/O window: memory on top of the capacity, committed as it is used */
 };
 /* Device number i < n_devices; i == n_devices: the compute device. */
 NKV_API int nkv_context_device(const struct nkv_context *context, uint32_t i, struct nkv_device_report *report_out);
@@ -206,6 +209,13 @@ struct nkv_kv_estimate {
 };
 NKV_API int nkv_kv_estimate(const struct nkv_kv_shape *shape, uint32_t max_tokens,
                             struct nkv_kv_estimate *estimate_out);
+
+/*
+ * Bytes that one such sequence takes on the compute device: its resident pages and, in recall, digests and the open
+ * page. 0 in full and pnm. returns: 0, or NKV_EINVAL as nkv_seq_open.
+ */
+NKV_API int nkv_compute_estimate(const struct nkv_kv_shape *shape, const struct nkv_seq_options *options,
+                                 uint64_t *bytes_out);
 
 /* Sequential read bandwidth of n_threads threads over bytes of memory in GB/s (1e9), best of `rounds`. blocks. */
 NKV_API int nkv_read_bandwidth(uint64_t bytes, uint32_t n_threads, uint32_t rounds, double *gb_per_s_out);
