@@ -2,14 +2,121 @@
 /*
  * kv/store.h: the pages and digests of sequences in one region of memory.
  *
- *   frame    K [kv_head][token][dim], V the same, q8_0: K scales [kv_head][token] f32, V scales; 64-byte aligned
+ *   frame    one page of one layer, nkv_page_bytes(shape, KVH) bytes, 64-byte aligned:
+ *            K [kv_head][token][dim], V the same, q8_0: K scales [kv_head][token] f32, V scales
+ *   slot     the frames of one page in all layers; what a page id of a sequence maps to
+ *   extent   2^extent_shift slots: [layer][slot of the extent] frames, so that pages with consecutive slots are one
+ *            stream in each layer while a short sequence touches little memory
  *   chunk    digests of NKV_DIGEST_CHUNK_PAGES consecutive pages of one sequence: [layer][kv_head][page][2][dim]
+ *
+ * A sequence gets all slots and chunks that it can need when it opens: appending neither allocates nor fails for room.
+ * Slots and chunks are counted references. What may still be written (slots and chunks from the first page that is not
+ * full on) always belongs to one sequence; only full pages and full chunks are shared.
+ *
+ * Threads: functions that take a non-const store are called by one thread. The data functions (put, seal, page_copy,
+ * page_fill, digest_copy, digest_fill) take a const store and may run at the same time for disjoint (layer, page,
+ * head).
  */
 #ifndef NKV_KV_STORE_H
 #define NKV_KV_STORE_H
 
+#include <nearkv/device.h>
+#include <nearkv/nearkv.h>
 #include <nearkv/types.h>
 
 #define NKV_DIGEST_CHUNK_PAGES 64u
+
+struct nkv_store;
+
+/* A sequence, as the device reads it. The store alone writes it. */
+struct nkv_kv_seq {
+    uint32_t id;
+    uint16_t flags; /* NKV_NO_DIGEST, NKV_NO_PAGES, NKV_SLOTS or 0 */
+    uint32_t max_tokens;
+    uint32_t n_pages;  /* page ids 0 .. n_pages-1 exist */
+    uint32_t n_slots;  /* entries of slots: n_pages, NKV_NO_PAGES: 1 */
+    uint32_t n_chunks; /* entries of chunks */
+    uint32_t *slots;   /* page id -> slot; NKV_NO_PAGES: the one slot */
+    uint32_t *chunks;  /* page id / NKV_DIGEST_CHUNK_PAGES -> chunk */
+    uint32_t *lengths; /* [n_layers] tokens */
+    uint32_t *held;    /* NKV_NO_PAGES: [n_layers] the page that the slot holds or NKV_PAGE_NONE; else NULL */
+};
+
+/* Where one page of one layer and KV head lies. */
+struct nkv_page_view {
+    void *k, *v;
+    float *k_scale, *v_scale; /* q8_0 only, else NULL */
+};
+
+/*
+ * Opens a store of capacity_bytes (used and reserved together). The memory is committed on first touch.
+ * returns: 0; NKV_EINVAL: less than one page; NKV_ENOMEM.
+ */
+int nkv_store_open(const struct nkv_kv_shape *shape, uint64_t capacity_bytes, struct nkv_store **store_out);
+void nkv_store_close(struct nkv_store *store);
+
+/* The region, for binding it to a NUMA node before it is touched. */
+void nkv_store_memory(const struct nkv_store *store, void **base_out, size_t *bytes_out);
+const struct nkv_kv_shape *nkv_store_shape(const struct nkv_store *store);
+/* Most pages that a sequence of this store can ever score, digests without pages included. */
+uint32_t nkv_store_max_pages(const struct nkv_store *store);
+/* Fills all but busy_ns, n_commands and size. */
+void nkv_store_stat(const struct nkv_store *store, struct nkv_device_stat *stat_out);
+
+/* ---- Sequences. State after a failure: unchanged. ---- */
+
+/* returns: NULL when there is no such sequence (no message). */
+struct nkv_kv_seq *nkv_store_find(const struct nkv_store *store, uint32_t id);
+/* See NKV_OP_SEQ_OPEN. returns: 0, NKV_EINVAL, NKV_ENOSPC, NKV_ENOMEM. */
+int nkv_store_seq_open(struct nkv_store *store, uint32_t id, uint32_t max_tokens, uint16_t flags);
+/* returns: 0 or NKV_ENOENT. */
+int nkv_store_seq_close(struct nkv_store *store, uint32_t id);
+/* See NKV_OP_SEQ_FORK. returns: 0, NKV_EINVAL, NKV_ENOENT, NKV_ENOSPC, NKV_ENOMEM. */
+int nkv_store_seq_fork(struct nkv_store *store, uint32_t id, uint32_t parent, uint32_t n_tokens, uint32_t max_tokens);
+/* See NKV_OP_SEQ_TRUNCATE. returns: 0, NKV_EINVAL, NKV_ENOENT, NKV_ENOSPC. */
+int nkv_store_seq_truncate(struct nkv_store *store, uint32_t id, uint32_t n_tokens);
+/*
+ * Says that `layer` now holds n_tokens more, whose data are written and whose full pages are sealed.
+ * with_pages: false when only digests came (NKV_NO_PAGES). pre: they fit max_tokens.
+ */
+void nkv_store_extend(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t layer, uint32_t n_tokens,
+                      bool with_pages);
+
+/* ---- Data. pre: layer, page, kv_head in range; the sequence has what is asked for. ---- */
+
+/* Pages that `layer` has begun. */
+uint32_t nkv_seq_layer_pages(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer);
+/* Tokens of `page` that `layer` holds. NKV_SLOTS: page_tokens. */
+uint32_t nkv_seq_page_tokens(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer,
+                             uint32_t page);
+struct nkv_page_view nkv_store_page(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer,
+                                    uint32_t page, uint32_t kv_head);
+/* Digests of pages chunk * NKV_DIGEST_CHUNK_PAGES .. of one KV head: [NKV_DIGEST_CHUNK_PAGES][2][dim]. */
+void *nkv_store_digests(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer, uint32_t chunk,
+                        uint32_t kv_head);
+
+/*
+ * Stores n_tokens rows k, v (stride elements from token to token) of one KV head from token `pos` on, and seals
+ * the pages that fill.
+ */
+void nkv_store_put(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer, uint32_t kv_head,
+                   uint32_t pos, uint32_t n_tokens, const float *k, const float *v, size_t stride);
+/* Builds the digest of a page whose tokens are all written. Does nothing for a sequence without digests. */
+void nkv_store_seal(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer, uint32_t kv_head,
+                    uint32_t page);
+
+/*
+ * Copies KV heads head0 .. head0+n_heads-1 of a page to or from its packed form (see nkv_page_bytes). copy: tokens that
+ * the page does not hold are zero.
+ */
+void nkv_store_page_copy(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer, uint32_t page,
+                         uint32_t head0, uint32_t n_heads, void *packed_out);
+void nkv_store_page_fill(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer, uint32_t page,
+                         uint32_t head0, uint32_t n_heads, const void *packed);
+/* Copies digests of n_pages pages from page0 on, of one KV head, to or from [n_pages][2][dim]. */
+void nkv_store_digest_copy(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer,
+                           uint32_t kv_head, uint32_t page0, uint32_t n_pages, void *digests_out);
+void nkv_store_digest_fill(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer,
+                           uint32_t kv_head, uint32_t page0, uint32_t n_pages, const void *digests);
 
 #endif

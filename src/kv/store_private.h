@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv/store_private.h: the store's insides, shared by the files of kv. */
+#ifndef NKV_KV_STORE_PRIVATE_H
+#define NKV_KV_STORE_PRIVATE_H
+
+#include "base/mem.h"
+#include "kv/pool.h"
+#include "kv/store.h"
+
+struct nkv_store {
+    struct nkv_kv_shape shape;
+    uint64_t capacity_bytes;
+    size_t row_bytes;    /* K or V of one token and head */
+    size_t frame_bytes;  /* one page of one layer */
+    size_t page_bytes;   /* one page of all layers */
+    size_t digest_bytes; /* lo and hi of one page and head */
+    size_t run_bytes;    /* digests of one chunk, layer and head */
+    size_t chunk_bytes;
+    uint32_t extent_shift;
+    struct nkv_region memory; /* extents, then chunks */
+    char *chunks;
+    struct nkv_pool slot_pool, chunk_pool; /* each large enough for the whole capacity */
+    struct nkv_kv_seq **table;             /* open addressing by id, 2^table_shift entries, at most half full */
+    uint32_t table_shift, n_seqs;
+};
+
+/* Sizes that follow from a shape; everything else 0. */
+void nkv_store_size(const struct nkv_kv_shape *shape, struct nkv_store *store_out);
+
+/* of pages and chunks with references */
+uint64_t nkv_store_used_bytes(const struct nkv_store *store);
+/* Is there room for so many more? returns: 0, or NKV_ENOSPC saying how much is missing. Takes nothing. */
+int nkv_store_charge(const struct nkv_store *store, uint64_t n_slots, uint64_t n_chunks);
+
+/* The sequence table. insert: pre: id is not in it. */
+int nkv_store_table_reserve(struct nkv_store *store);
+void nkv_store_table_insert(struct nkv_store *store, struct nkv_kv_seq *seq);
+void nkv_store_table_remove(struct nkv_store *store, uint32_t id);
+
+static inline char *nkv_store_frame(const struct nkv_store *store, uint32_t layer, uint32_t slot)
+{
+    uint32_t shift = store->extent_shift;
+    size_t extent = (size_t)(slot >> shift) * store->shape.n_layers + layer;
+    size_t index = (extent << shift) + (slot & ((1u << shift) - 1));
+
+    return (char *)store->memory.base + index * store->frame_bytes;
+}
+
+static inline char *nkv_store_run(const struct nkv_store *store, uint32_t chunk, uint32_t layer, uint32_t kv_head)
+{
+    size_t run = ((size_t)chunk * store->shape.n_layers + layer) * store->shape.n_kv_heads + kv_head;
+
+    return store->chunks + run * store->run_bytes;
+}
+
+static inline bool nkv_seq_has_digests(const struct nkv_kv_seq *seq)
+{
+    return !(seq->flags & (NKV_NO_DIGEST | NKV_SLOTS));
+}
+
+#endif
