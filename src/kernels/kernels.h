@@ -94,6 +94,9 @@ struct nkv_kernels {
     void (*matvec[NKV_DTYPE_COUNT])(const void *w, size_t n_cols, size_t r0, size_t r1, size_t n_batch, const float *x,
                                     float *y, size_t ldy);
 
+    /* The sum of bytes / 8 words, bytes a multiple of 4096: reads memory as fast as it can be (nkv_read_bandwidth). */
+    uint64_t (*read)(size_t bytes, const void *memory);
+
     /* The work of nkv_digest_build below, by the type of k. */
     void (*digest[NKV_DTYPE_COUNT])(enum nkv_digest kind, size_t n_tokens, size_t dim, const void *k,
                                     const float *k_scale, void *digest_out);

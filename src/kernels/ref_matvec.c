@@ -70,10 +70,20 @@ static void matvec_q8_0(const void *w, size_t n_cols, size_t r0, size_t r1, size
     matvec(NKV_Q8_0, weight_q8_0, w, n_cols, r0, r1, n_batch, x, y, ldy);
 }
 
+static uint64_t read_words(size_t bytes, const void *memory)
+{
+    const uint64_t *words = memory;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < bytes / sizeof *words; i++)
+        sum += words[i];
+    return sum;
+}
+
 void nkv_ref_install_matvec(struct nkv_kernels *kernels)
 {
     kernels->matvec[NKV_F32] = matvec_f32;
     kernels->matvec[NKV_F16] = matvec_f16;
     kernels->matvec[NKV_BF16] = matvec_bf16;
     kernels->matvec[NKV_Q8_0] = matvec_q8_0;
+    kernels->read = read_words;
 }
