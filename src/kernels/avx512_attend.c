@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kernels/avx512_attend.c: attention over one page with AVX-512, all element types.
+ *
+ * The page is folded block by block: scores of a block for up to eight rows at once, one maximum and one rescaling of
+ * the partial per block, then the block's weighted V. K and V are widened to f32 as they are loaded, and products are
+ * summed in f32. Sixteen sums of products run side by side and are reduced together by one transposition, so that no
+ * score pays for a horizontal sum of its own. While a block is computed the block after it is prefetched.
+ *
+ * Rejected: a running maximum per token. It puts exp and a rescaling of o on the critical path of every token.
+ */
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels/attend_fast.h"
+#include "kernels/avx512_attend.h"
+#include "kernels/kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    ROWS_MAX = 8,      /* rows that share one pass over a block of K and V */
+    BLOCK_MAX = 64,    /* tokens of such a block at most: the scores live on the stack */
+    BLOCK_BYTES = 8192 /* and about these bytes of K, so that a block and the next fit the L1 cache */
+};
+
+/* Sixteen elements, or eight and zeros, as f32. */
+INLINE __m512 load16(enum nkv_dtype dtype, const char *row, size_t d)
+{
+    if (dtype == NKV_F32)
+        return _mm512_loadu_ps((const float *)row + d);
+    if (dtype == NKV_F16)
+        return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(row + 2 * d)));
+    if (dtype == NKV_BF16)
+        return _mm512_castsi512_ps(
+            _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row + 2 * d))), 16));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(row + d))));
+}
+
+INLINE __m512 load8(enum nkv_dtype dtype, const char *row, size_t d)
+{
+    __m256 x;
+    if (dtype == NKV_F32)
+        x = _mm256_loadu_ps((const float *)row + d);
+    else if (dtype == NKV_F16)
+        x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + 2 * d)));
+    else if (dtype == NKV_BF16)
+        x = _mm256_castsi256_ps(
+            _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row + 2 * d))), 16));
+    else
+        x = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + d))));
+    return _mm512_zextps256_ps512(x);
+}
+
+INLINE void prefetch(const char *at, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch(at + i, _MM_HINT_T0);
+}
+
+INLINE size_t element_bytes(enum nkv_dtype dtype)
+{
+    return dtype == NKV_F32 ? 4 : dtype == NKV_Q8_0 ? 1 : 2;
+}
+
+/* A block: some tokens of a page, and the block that will be folded after it (prefetched; any of those NULL). */
+struct block {
+    size_t n_tokens, dim;
+    const char *k, *v, *next_k, *next_v;
+    const float *k_scale, *v_scale;
+};
+
+/* What the rows of a pass know: rows past the last one repeat it and are not written. */
+struct rows {
+    const float *q[ROWS_MAX];
+    float *o[ROWS_MAX];
+    float m[ROWS_MAX], l[ROWS_MAX], keep[ROWS_MAX];
+    float weight[ROWS_MAX][BLOCK_MAX] __attribute__((aligned(64))); /* scores, then weights */
+};
+
+/* Scores of n_rows x n_cols pairs, n_rows * n_cols <= 16: that many chains of sums, one transposing reduction. */
+INLINE void score_tile(enum nkv_dtype dtype, int n_rows, int n_cols, const struct block *b, struct rows *rows, size_t t)
+{
+    size_t row_bytes = b->dim * element_bytes(dtype), d = 0;
+    const char *k[16];
+    for (int j = 0; j < n_cols; j++)
+        k[j] = b->k + (t + (size_t)j < b->n_tokens ? t + (size_t)j : b->n_tokens - 1) * row_bytes;
+    __m512 sum[16];
+    for (int i = 0; i < 16; i++)
+        sum[i] = _mm512_setzero_ps();
+    for (; d + 16 <= b->dim; d += 16) {
+        __m512 key[16];
+        for (int j = 0; j < n_cols; j++)
+            key[j] = load16(dtype, k[j], d);
+        for (int r = 0; r < n_rows; r++) {
+            __m512 q = _mm512_loadu_ps(rows->q[r] + d);
+            for (int j = 0; j < n_cols; j++)
+                sum[r * n_cols + j] = _mm512_fmadd_ps(q, key[j], sum[r * n_cols + j]);
+        }
+    }
+    if (d < b->dim)
+        for (int r = 0; r < n_rows; r++)
+            for (int j = 0; j < n_cols; j++)
+                sum[r * n_cols + j] = _mm512_fmadd_ps(load8(NKV_F32, (const char *)rows->q[r], d),
+                                                      load8(dtype, k[j], d), sum[r * n_cols + j]);
+    float out[16] __attribute__((aligned(64)));
+    _mm512_store_ps(out, nkv_sum16(sum));
+    for (int r = 0; r < n_rows; r++)
+        memcpy(&rows->weight[r][t], &out[r * n_cols], (size_t)n_cols * sizeof(float));
+}
+
+INLINE void score_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
+{
+    int n_cols = 16 / n_rows;
+    size_t row_bytes = b->dim * element_bytes(dtype);
+    for (size_t t = 0; t < b->n_tokens; t += (size_t)n_cols) {
+        if (b->next_k != NULL)
+            prefetch(b->next_k + t * row_bytes, (size_t)n_cols * row_bytes);
+        score_tile(dtype, n_rows, n_cols, b, rows, t);
+    }
+}
+
+/* o = keep * o + sum_t weight[t] v[t], dimensions d.. d + 16 * n_vec (n_vec 0: eight). */
+INLINE void fold_values(enum nkv_dtype dtype, int n_rows, int n_vec, const struct block *b, struct rows *rows, size_t d,
+                        size_t ahead_bytes, const char *ahead)
+{
+    size_t row_bytes = b->dim * element_bytes(dtype);
+    __m512 o[ROWS_MAX][8];
+    for (int r = 0; r < n_rows; r++)
+        for (int c = 0; c < n_vec; c++)
+            o[r][c] = _mm512_mul_ps(_mm512_loadu_ps(rows->o[r] + d + 16 * (size_t)c), _mm512_set1_ps(rows->keep[r]));
+    const char *v = b->v;
+    for (size_t t = 0; t < b->n_tokens; t++, v += row_bytes) {
+        if (ahead != NULL)
+            prefetch(ahead + t * ahead_bytes, ahead_bytes);
+        __m512 value[8];
+        for (int c = 0; c < n_vec; c++)
+            value[c] = load16(dtype, v, d + 16 * (size_t)c);
+        for (int r = 0; r < n_rows; r++) {
+            __m512 w = _mm512_set1_ps(rows->weight[r][t]);
+            for (int c = 0; c < n_vec; c++)
+                o[r][c] = _mm512_fmadd_ps(w, value[c], o[r][c]);
+        }
+    }
+    for (int r = 0; r < n_rows; r++)
+        for (int c = 0; c < n_vec; c++)
+            _mm512_storeu_ps(rows->o[r] + d + 16 * (size_t)c, o[r][c]);
+}
+
+INLINE void fold_values8(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows, size_t d)
+{
+    size_t row_bytes = b->dim * element_bytes(dtype);
+    __m256 o[ROWS_MAX];
+    for (int r = 0; r < n_rows; r++)
+        o[r] = _mm256_mul_ps(_mm256_loadu_ps(rows->o[r] + d), _mm256_set1_ps(rows->keep[r]));
+    for (size_t t = 0; t < b->n_tokens; t++) {
+        __m256 value = _mm512_castps512_ps256(load8(dtype, b->v + t * row_bytes, d));
+        for (int r = 0; r < n_rows; r++)
+            o[r] = _mm256_fmadd_ps(_mm256_set1_ps(rows->weight[r][t]), value, o[r]);
+    }
+    for (int r = 0; r < n_rows; r++)
+        _mm256_storeu_ps(rows->o[r] + d, o[r]);
+}
+
+INLINE void value_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
+{
+    enum { WIDE_MAX = 8 };
+    int n_vec = n_rows <= 2 ? WIDE_MAX : 16 / n_rows;
+    size_t width = 16 * (size_t)n_vec, d = 0, row_bytes = b->dim * element_bytes(dtype);
+    size_t passes = b->dim / width, ahead_bytes = passes > 0 ? row_bytes / passes : 0;
+    const char *ahead = b->next_v;
+    for (; d + width <= b->dim; d += width) {
+        fold_values(dtype, n_rows, n_vec, b, rows, d, ahead_bytes, ahead);
+        if (ahead != NULL)
+            ahead += b->n_tokens * ahead_bytes;
+    }
+    if (passes == 0 && ahead != NULL)
+        prefetch(ahead, b->n_tokens * row_bytes);
+    for (; d + 16 <= b->dim; d += 16)
+        fold_values(dtype, n_rows, 1, b, rows, d, 0, NULL);
+    if (d < b->dim)
+        fold_values8(dtype, n_rows, b, rows, d);
+}
+
+/* Scores to weights; (m, l) of the rows. */
+INLINE void weigh_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
+{
+    const __m512 none = _mm512_set1_ps(-INFINITY);
+    for (int r = 0; r < n_rows; r++) {
+        float *weight = rows->weight[r];
+        __m512 top = _mm512_set1_ps(rows->m[r]), sum = _mm512_setzero_ps();
+        for (size_t t = 0; t < b->n_tokens; t += 16) {
+            __mmask16 in = nkv_mask_below(b->n_tokens - t);
+            __m512 s = _mm512_load_ps(weight + t);
+            if (dtype == NKV_Q8_0)
+                s = _mm512_mul_ps(s, _mm512_maskz_loadu_ps(in, b->k_scale + t));
+            s = _mm512_mask_mov_ps(none, in, s);
+            _mm512_store_ps(weight + t, s);
+            top = _mm512_max_ps(top, s);
+        }
+        float m = _mm512_reduce_max_ps(top);
+        __m512 shift = _mm512_set1_ps(m == -INFINITY ? 0 : m);
+        for (size_t t = 0; t < b->n_tokens; t += 16) {
+            __m512 w = nkv_exp16(_mm512_sub_ps(_mm512_load_ps(weight + t), shift));
+            sum = _mm512_add_ps(sum, w);
+            if (dtype == NKV_Q8_0)
+                w = _mm512_mul_ps(w, _mm512_maskz_loadu_ps(nkv_mask_below(b->n_tokens - t), b->v_scale + t));
+            _mm512_store_ps(weight + t, w);
+        }
+        float keep = _mm512_cvtss_f32(nkv_exp16(_mm512_sub_ps(_mm512_set1_ps(rows->m[r]), shift)));
+        rows->keep[r] = keep;
+        rows->l[r] = rows->l[r] * keep + _mm512_reduce_add_ps(sum);
+        rows->m[r] = m;
+    }
+}
+
+INLINE void fold_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
+{
+    score_block(dtype, n_rows, b, rows);
+    weigh_block(dtype, n_rows, b, rows);
+    value_block(dtype, n_rows, b, rows);
+}
+
+/* The rows first .. first + n_rows - 1 (n_rows <= ROWS_MAX), which all see the first n_seen tokens. */
+INLINE void fold_rows(enum nkv_dtype dtype, const struct nkv_attend *a, size_t first, size_t n_rows, size_t n_seen)
+{
+    size_t dim = a->dim, row_bytes = dim * element_bytes(dtype);
+    struct rows rows;
+    for (size_t r = 0; r < ROWS_MAX; r++) {
+        size_t row = first + (r < n_rows ? r : n_rows - 1);
+        rows.q[r] = a->q + row * dim;
+        rows.o[r] = a->o + row * dim;
+        rows.m[r] = a->m[row];
+        rows.l[r] = a->l[row];
+    }
+    size_t step = BLOCK_BYTES / row_bytes & ~(size_t)15;
+    step = step < 16 ? 16 : step > BLOCK_MAX ? BLOCK_MAX : step;
+    for (size_t t = 0; t < n_seen; t += step) {
+        size_t n = n_seen - t < step ? n_seen - t : step;
+        bool last = t + n == n_seen;
+        struct block b = {.n_tokens = n,
+                          .dim = dim,
+                          .k = (const char *)a->k + t * row_bytes,
+                          .v = (const char *)a->v + t * row_bytes,
+                          .k_scale = dtype == NKV_Q8_0 ? a->k_scale + t : NULL,
+                          .v_scale = dtype == NKV_Q8_0 ? a->v_scale + t : NULL};
+        b.next_k = last ? a->next_k : b.k + n * row_bytes;
+        b.next_v = last ? a->next_v : b.v + n * row_bytes;
+        if (n_rows == 1)
+            fold_block(dtype, 1, &b, &rows);
+        else if (n_rows == 2)
+            fold_block(dtype, 2, &b, &rows);
+        else if (n_rows <= 4)
+            fold_block(dtype, 4, &b, &rows);
+        else
+            fold_block(dtype, 8, &b, &rows);
+    }
+    for (size_t r = 0; r < n_rows; r++) {
+        a->m[first + r] = rows.m[r];
+        a->l[first + r] = rows.l[r];
+    }
+}
+
+INLINE size_t tokens_seen(const struct nkv_attend *a, size_t row)
+{
+    return a->visible != NULL && a->visible[row] < a->n_tokens ? a->visible[row] : a->n_tokens;
+}
+
+INLINE void attend(enum nkv_dtype dtype, const struct nkv_attend *a)
+{
+    for (size_t row = 0, n; row < a->n_rows; row += n) {
+        size_t n_seen = tokens_seen(a, row);
+        for (n = 1; n < ROWS_MAX && row + n < a->n_rows && tokens_seen(a, row + n) == n_seen;)
+            n++;
+        if (n_seen > 0)
+            fold_rows(dtype, a, row, n, n_seen);
+    }
+}
+
+void nkv_avx512_attend_f32(const struct nkv_attend *a)
+{
+    attend(NKV_F32, a);
+}
+
+void nkv_avx512_attend_f16(const struct nkv_attend *a)
+{
+    attend(NKV_F16, a);
+}
+
+void nkv_avx512_attend_bf16(const struct nkv_attend *a)
+{
+    attend(NKV_BF16, a);
+}
+
+void nkv_avx512_attend_q8_0(const struct nkv_attend *a)
+{
+    attend(NKV_Q8_0, a);
+}
