@@ -192,7 +192,7 @@ int nkv_tokenizer_decode(const struct nkv_tokenizer *tokenizer, const int32_t *t
                          char **text_out, size_t *bytes_out)
 {
     size_t bytes = 1;
-    char *text;
+    char *text, *end;
 
     for (size_t i = 0; i < n; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= tokenizer->vocab.n)
@@ -200,7 +200,9 @@ int nkv_tokenizer_decode(const struct nkv_tokenizer *tokenizer, const int32_t *t
         bytes += tokenizer->vocab.text[tokens[i]].bytes;
     }
     TRY(nkv_alloc(bytes, 1, &text));
-    *bytes_out = (size_t)(decode(tokenizer, tokens, n, flags, text) - text);
+    end = decode(tokenizer, tokens, n, flags, text);
+    *end = 0;
+    *bytes_out = (size_t)(end - text);
     *text_out = text;
     return 0;
 }
