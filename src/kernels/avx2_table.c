@@ -8,4 +8,5 @@
 void nkv_avx2_install(struct nkv_kernels *kernels)
 {
     kernels->name = "avx2";
+    nkv_avx2_install_vec(kernels);
 }

@@ -18,4 +18,8 @@ void nkv_avx2_install(struct nkv_kernels *kernels);
 /* The same for AVX-512 F, BW, VL, DQ; with `extended` also for avx512bf16 and avx512vnni. */
 void nkv_avx512_install(struct nkv_kernels *kernels, bool extended);
 
+/* Their part that is everything but attend. */
+void nkv_avx2_install_vec(struct nkv_kernels *kernels);
+void nkv_avx512_install_vec(struct nkv_kernels *kernels);
+
 #endif
