@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Admission: what a sequence asks for, and whether and where there is room.
+ *
+ * A sequence is admitted with all the memory that it can ever need (max_tokens), so that no step runs out of it. What
+ * counts is the capacity of the PNM devices; the compute device holds only resident pages and, in recall, digests.
+ * Admitting optimistically and evicting sequences later was rejected: a cache of a million tokens is not worth filling
+ * twice.
+ */
+#include "runtime/runtime.h"
+
+#include <string.h>
+
+#include "policy/place.h"
+
+#define MAX_SEQ_TOKENS (1u << 31)
+
+static uint32_t ceil_div(uint32_t a, uint32_t b)
+{
+    return a / b + (a % b != 0);
+}
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static bool selects(const struct nkv_seq_options *options)
+{
+    return options->mode != NKV_MODE_FULL || options->sparse_prefill;
+}
+
+bool seq_has_digests(const struct nkv_seq *seq)
+{
+    return selects(&seq->options) || seq->options.keep_digests;
+}
+
+/* Twice or half the budget where nothing is asked. */
+static uint32_t default_resident(const struct nkv_seq_options *options)
+{
+    if (options->mode == NKV_MODE_PNG)
+        return options->budget_tokens / 2;
+    return options->budget_tokens > UINT32_MAX / 2 ? UINT32_MAX - 1 : options->budget_tokens * 2;
+}
+
+/* An older caller's struct is shorter; what it lacks keeps its default. */
+static int read_options(const struct nkv_seq_options *options, struct nkv_seq_options *options_out)
+{
+    nkv_seq_options_init(options_out);
+    if (options->size < offsetof(struct nkv_seq_options, mode) || options->size > sizeof *options)
+        FAIL(NKV_EINVAL, "size of the sequence options is %u: set it to sizeof(struct nkv_seq_options), %zu",
+             options->size, sizeof *options);
+    memcpy(options_out, options, options->size);
+    options_out->size = sizeof *options_out;
+    return 0;
+}
+
+static int check_options(const struct nkv_kv_shape *shape, const struct nkv_seq_options *options)
+{
+    if (options->max_tokens == 0 || options->max_tokens > MAX_SEQ_TOKENS)
+        FAIL(NKV_EINVAL, "max_tokens of a sequence is %u: it must be from 1 to %u", options->max_tokens,
+             MAX_SEQ_TOKENS);
+    if ((unsigned)options->mode >= NKV_MODE_COUNT)
+        FAIL(NKV_EINVAL, "mode is %d: it must be below %d", (int)options->mode, NKV_MODE_COUNT);
+    if ((unsigned)options->granularity > NKV_SELECT_KV_HEAD)
+        FAIL(NKV_EINVAL, "granularity is %d: it must be 0 or 1", (int)options->granularity);
+    if (options->sink_pages > UINT8_MAX || options->recent_pages > UINT8_MAX || options->recent_pages == 0)
+        FAIL(NKV_EINVAL, "%u sink and %u recent pages: sink must be from 0 to 255, recent from 1 to 255",
+             options->sink_pages, options->recent_pages);
+    if (options->n_dense_layers > shape->n_layers)
+        FAIL(NKV_EINVAL, "%u dense layers of a model with %u", options->n_dense_layers, shape->n_layers);
+    return 0;
+}
+
+static int check_budget(const struct nkv_kv_shape *shape, const char *what, uint32_t tokens,
+                        const struct nkv_seq_options *options)
+{
+    uint32_t always = options->sink_pages + options->recent_pages;
+
+    if (ceil_div(tokens, shape->page_tokens) < always)
+        FAIL(NKV_EINVAL,
+             "%s of %u tokens is less than what is always attended: %u sink + %u recent pages of %u tokens = %u "
+             "tokens; raise the budget",
+             what, tokens, options->sink_pages, options->recent_pages, shape->page_tokens, always * shape->page_tokens);
+    return 0;
+}
+
+/* Blocks as long as the prefill budget allows: the block's own pages are always chosen. */
+static uint32_t block_tokens(const struct nkv_kv_shape *shape, const struct nkv_seq *seq)
+{
+    uint32_t spare = ceil_div(seq->options.prefill_budget_tokens, shape->page_tokens) - seq->options.sink_pages -
+                     seq->options.recent_pages;
+
+    return spare >= MAX_BLOCK_TOKENS ? MAX_BLOCK_TOKENS : min_u32(MAX_BLOCK_TOKENS, 1 + spare * shape->page_tokens);
+}
+
+static int check_resident(const struct nkv_kv_shape *shape, const struct nkv_seq *seq)
+{
+    if (seq->options.mode == NKV_MODE_RECALL && seq->n_slots < seq->budget_pages)
+        FAIL(NKV_EINVAL,
+             "recall attends %u pages per step on the compute side, but %u resident tokens are only %u pages: raise "
+             "resident_tokens to %u or lower the budget",
+             seq->budget_pages, seq->options.resident_tokens, seq->n_slots, seq->budget_pages * shape->page_tokens);
+    return 0;
+}
+
+int seq_resolve(const struct nkv_kv_shape *shape, const struct nkv_seq_options *options, struct nkv_seq *seq_out)
+{
+    struct nkv_seq_options *o = &seq_out->options;
+    bool resides;
+
+    TRY(read_options(options, o));
+    if (o->sink_pages == NKV_DEFAULT)
+        o->sink_pages = 1;
+    if (o->recent_pages == NKV_DEFAULT)
+        o->recent_pages = 2;
+    if (o->prefill_budget_tokens == NKV_DEFAULT)
+        o->prefill_budget_tokens = o->budget_tokens;
+    if (o->resident_tokens == NKV_DEFAULT)
+        o->resident_tokens = default_resident(o);
+    TRY(check_options(shape, o));
+    if (o->mode != NKV_MODE_FULL)
+        TRY(check_budget(shape, "a budget", o->budget_tokens, o));
+    if (o->sparse_prefill)
+        TRY(check_budget(shape, "a prefill budget", o->prefill_budget_tokens, o));
+    resides = o->mode == NKV_MODE_RECALL || o->mode == NKV_MODE_PNG;
+    seq_out->n_units = o->granularity == NKV_SELECT_KV_HEAD ? shape->n_kv_heads : 1;
+    seq_out->max_pages = ceil_div(o->max_tokens, shape->page_tokens);
+    seq_out->budget_pages = min_u32(ceil_div(o->budget_tokens, shape->page_tokens), seq_out->max_pages);
+    seq_out->prefill_pages = min_u32(ceil_div(o->prefill_budget_tokens, shape->page_tokens), seq_out->max_pages);
+    seq_out->block_tokens = o->sparse_prefill ? block_tokens(shape, seq_out) : MAX_BLOCK_TOKENS;
+    seq_out->n_slots = resides ? min_u32(ceil_div(o->resident_tokens, shape->page_tokens), seq_out->max_pages) : 0;
+    return check_resident(shape, seq_out);
+}
+
+int seq_bytes(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, uint64_t *home_out, uint64_t *compute_out)
+{
+    struct nkv_kv_estimate estimate;
+
+    TRY(nkv_kv_estimate(shape, seq->options.max_tokens, &estimate));
+    *home_out = seq_has_digests(seq) ? estimate.total_bytes : estimate.kv_bytes;
+    *compute_out = seq->n_slots * estimate.page_bytes; /* no more than all pages */
+    if (seq->options.mode == NKV_MODE_RECALL)
+        *compute_out += estimate.digest_bytes + estimate.page_bytes;
+    return 0;
+}
+
+int nkv_compute_estimate(const struct nkv_kv_shape *shape, const struct nkv_seq_options *options, uint64_t *bytes_out)
+{
+    struct nkv_seq seq = {0};
+    uint64_t home, compute;
+
+    TRY(nkv_kv_shape_check(shape));
+    TRY(seq_resolve(shape, options, &seq));
+    TRY(seq_bytes(shape, &seq, &home, &compute));
+    *bytes_out = compute;
+    return 0;
+}
+
+static int free_bytes(const struct port *port, uint64_t *free_out)
+{
+    struct nkv_device_stat stat = {.size = sizeof stat};
+
+    if (!port->device->ops->stat)
+        FAIL(NKV_ENOTSUP, "device %u (%s) does not tell what it holds (stat), which admission needs", port->index,
+             port->caps.name);
+    TRY(port->device->ops->stat(port->device, &stat));
+    *free_out = port->caps.capacity_bytes > stat.used_bytes ? port->caps.capacity_bytes - stat.used_bytes : 0;
+    return 0;
+}
+
+static double mib(uint64_t bytes)
+{
+    return (double)bytes / 1048576.0;
+}
+
+static int refuse(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t need, uint64_t most_free)
+{
+    uint64_t largest = 0;
+
+    for (uint32_t i = 0; i < context->options.n_devices; i++)
+        if (context->ports[i].caps.capacity_bytes > largest)
+            largest = context->ports[i].caps.capacity_bytes;
+    if (need > largest)
+        FAIL(NKV_ENOSPC,
+             "%u tokens need %.1f MiB on one device and can never fit: the largest has %.1f MiB, %.1f MiB are missing; "
+             "give it more capacity, ask for fewer tokens or a smaller KV type",
+             seq->options.max_tokens, mib(need), mib(largest), mib(need - largest));
+    FAIL(NKV_ENOSPC,
+         "%u tokens need %.1f MiB on one device: the most that is free is %.1f MiB, %.1f MiB are missing; it fits when "
+         "other sequences are closed (the largest device has %.1f MiB)",
+         seq->options.max_tokens, mib(need), mib(most_free), mib(need - most_free), mib(largest));
+}
+
+static int check_compute(const struct nkv_context *context, uint64_t need)
+{
+    uint64_t have;
+
+    if (need == 0)
+        return 0;
+    if (!context->compute)
+        FAIL(NKV_EINVAL, "this mode attends on a compute device: open the context with one");
+    TRY(free_bytes(context->compute, &have));
+    if (need > have)
+        FAIL(NKV_ENOSPC,
+             "resident pages and digests need %.1f MiB on the compute device (%s): %.1f MiB of %.1f MiB are free, %.1f "
+             "MiB are missing; %s",
+             mib(need), context->compute->caps.name, mib(have), mib(context->compute->caps.capacity_bytes),
+             mib(need - have),
+             need > context->compute->caps.capacity_bytes ? "it can never fit: lower resident_tokens"
+                                                          : "lower resident_tokens or close other sequences");
+    return 0;
+}
+
+int seq_place(struct nkv_context *context, struct nkv_seq *seq)
+{
+    uint64_t home, compute, most = 0;
+    int device;
+
+    TRY(seq_bytes(&context->shape, seq, &home, &compute));
+    for (uint32_t i = 0; i < context->options.n_devices; i++) {
+        TRY(free_bytes(&context->ports[i], &context->free_bytes[i]));
+        if (context->free_bytes[i] > most)
+            most = context->free_bytes[i];
+    }
+    device = nkv_place(context->free_bytes, context->options.n_devices, home);
+    if (device < 0)
+        return refuse(context, seq, home, most);
+    TRY(check_compute(context, compute));
+    seq->home = &context->ports[device];
+    return 0;
+}
+
+int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *seq)
+{
+    uint64_t home, compute;
+
+    TRY(seq_bytes(&context->shape, seq, &home, &compute));
+    return check_compute(context, compute);
+}

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Contexts: ports, lanes and what they share. Everything that a step needs is allocated here or when a sequence opens;
+ * the decode path allocates nothing.
+ */
+#include "runtime/runtime.h"
+
+#include <string.h>
+
+#include "base/clock.h"
+
+#define DEFAULT_BATCH  16u
+#define DEFAULT_TOKENS 512u
+#define MAX_BATCH      4096u
+#define MAX_TOKENS     (1u << 20)
+#define MAX_DEVICES    1024u
+
+static uint64_t monotonic_ns(void *arg)
+{
+    (void)arg;
+    return nkv_now_ns();
+}
+
+static int check_devices(const struct nkv_context_options *o)
+{
+    if (o->n_devices == 0 || o->n_devices > MAX_DEVICES || !o->devices)
+        FAIL(NKV_EINVAL, "%u PNM devices: give from 1 to %u", o->devices ? o->n_devices : 0, MAX_DEVICES);
+    for (uint32_t i = 0; i < o->n_devices; i++) {
+        if (o->devices[i] && o->devices[i] == o->compute)
+            FAIL(NKV_EINVAL, "device %u is also the compute device: open another one", i);
+        for (uint32_t j = 0; j < i; j++)
+            if (o->devices[i] && o->devices[i] == o->devices[j])
+                FAIL(NKV_EINVAL, "devices %u and %u are the same one", j, i);
+    }
+    return 0;
+}
+
+static int read_options(const struct nkv_context_options *options, struct nkv_context_options *o)
+{
+    *o = (struct nkv_context_options){0};
+    if (options->size < offsetof(struct nkv_context_options, max_batch) || options->size > sizeof *o)
+        FAIL(NKV_EINVAL, "size of the context options is %u: set it to sizeof(struct nkv_context_options), %zu",
+             options->size, sizeof *o);
+    memcpy(o, options, options->size);
+    o->size = sizeof *o;
+    o->max_batch = o->max_batch ? o->max_batch : DEFAULT_BATCH;
+    o->max_tokens = o->max_tokens ? o->max_tokens : DEFAULT_TOKENS;
+    o->now_ns = o->now_ns ? o->now_ns : monotonic_ns;
+    if (o->max_batch > MAX_BATCH || o->max_tokens > MAX_TOKENS)
+        FAIL(NKV_EINVAL, "a batch of %u sequences and %u tokens: at most %u and %u", o->max_batch, o->max_tokens,
+             MAX_BATCH, MAX_TOKENS);
+    TRY(nkv_kv_shape_check(&o->shape));
+    return check_devices(o);
+}
+
+static int open_ports(struct nkv_context *context)
+{
+    const struct nkv_context_options *o = &context->options;
+
+    context->n_ports = o->n_devices + (o->compute != NULL);
+    TRY(nkv_alloc(context->n_ports, sizeof *context->ports, &context->ports));
+    TRY(nkv_alloc(context->n_ports, sizeof *context->free_bytes, &context->free_bytes));
+    for (uint32_t i = 0; i < context->n_ports; i++)
+        TRY(port_open(&context->ports[i], i < o->n_devices ? o->devices[i] : o->compute, i));
+    context->compute = o->compute ? &context->ports[o->n_devices] : NULL;
+    return 0;
+}
+
+static int open_lanes(struct nkv_context *context)
+{
+    const struct nkv_context_options *o = &context->options;
+
+    for (uint32_t i = 0; i < N_LANES; i++) {
+        struct nkv_ticket *lane = &context->lanes[i];
+
+        lane->context = context;
+        lane->index = i;
+        lane->max_planned = WORK_COMMANDS * o->max_batch + 2 * o->max_tokens;
+        TRY(nkv_alloc(o->max_batch, sizeof *lane->works, &lane->works));
+        TRY(nkv_alloc(lane->max_planned, sizeof *lane->plan, &lane->plan));
+        TRY(nkv_alloc(context->n_ports, sizeof *lane->window_used, &lane->window_used));
+    }
+    return 0;
+}
+
+static int fill_context(struct nkv_context *context, const struct nkv_context_options *options)
+{
+    TRY(read_options(options, &context->options));
+    context->shape = context->options.shape;
+    context->next_id = 1;
+    TRY(open_ports(context));
+    TRY(open_lanes(context));
+    return context_reserve(context, NULL);
+}
+
+int nkv_context_open(const struct nkv_context_options *options, struct nkv_context **context_out)
+{
+    struct nkv_context *context;
+    int status;
+
+    TRY(nkv_alloc(1, sizeof *context, &context));
+    status = fill_context(context, options);
+    if (status < 0) {
+        nkv_context_close(context);
+        return status;
+    }
+    *context_out = context;
+    return 0;
+}
+
+void nkv_context_close(struct nkv_context *context)
+{
+    if (!context)
+        return;
+    while (context->sequences)
+        nkv_seq_close(context->sequences);
+    for (uint32_t i = 0; i < N_LANES; i++) {
+        nkv_free(context->lanes[i].works);
+        nkv_free(context->lanes[i].plan);
+        nkv_free(context->lanes[i].window_used);
+    }
+    nkv_free(context->ports);
+    nkv_free(context->free_bytes);
+    nkv_free(context->scratch);
+    nkv_free(context->line);
+    nkv_free(context);
+}

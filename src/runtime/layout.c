@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where a work's operands lie in the windows, and how large the windows must be for that.
+ *
+ * Windows are sized for the worst that the context's limits and its open sequences allow, so that a step never has to
+ * ask: max_batch decode works of the hungriest sequence, plus max_tokens of prefill. They grow when a sequence is
+ * opened that needs more. Sizing per step was rejected: it would map memory, or fail, in the middle of a decode.
+ *
+ * A recalled page's bytes appear in two windows (READ's output, WRITE's input): the host carries it, as it does between
+ * two CXL devices.
+ */
+#include "runtime/runtime.h"
+
+/* Room for the 64-byte alignment of the parts of one block or one work. */
+#define ALIGN_SLACK 1024u
+
+static uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+static uint64_t take(uint64_t *bytes, uint64_t n)
+{
+    uint64_t at = *bytes;
+
+    *bytes += nkv_align64(n);
+    return at;
+}
+
+static uint64_t rows_bytes(const struct nkv_kv_shape *shape, uint32_t n_tokens, uint32_t n_heads)
+{
+    return 4u * (uint64_t)n_tokens * n_heads * shape->head_dim;
+}
+
+/* Most pages that one step recalls in each unit. */
+static uint32_t recall_limit(const struct nkv_seq *seq)
+{
+    return seq->n_slots < seq->budget_pages ? seq->n_slots : seq->budget_pages;
+}
+
+static uint64_t recall_bytes(const struct nkv_kv_shape *shape, const struct nkv_seq *seq)
+{
+    return (uint64_t)recall_limit(seq) * seq->n_units * nkv_page_bytes(shape, shape->n_kv_heads / seq->n_units);
+}
+
+static uint64_t select_bytes(const struct nkv_seq *seq, enum method method)
+{
+    switch (method) {
+    case METHOD_BLOCKS:
+        return nkv_select_layout(seq->n_units, seq->prefill_pages, 0, 0).bytes;
+    case METHOD_PNM:
+        return nkv_select_layout(seq->n_units, seq->budget_pages, 0, 0).bytes;
+    case METHOD_PNG:
+    case METHOD_PNG_SAME_STEP:
+        return nkv_select_layout(seq->n_units, seq->budget_pages, seq->n_slots, 0).bytes;
+    default:
+        return 0;
+    }
+}
+
+static void home_layout(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, enum method method,
+                        uint32_t n_tokens, uint32_t block_tokens, struct home_layout *at)
+{
+    uint32_t n_blocks = (n_tokens + block_tokens - 1) / block_tokens;
+    uint64_t set = seq->n_units * nkv_list_stride(seq->budget_pages);
+    uint64_t last = n_tokens - (uint64_t)(n_blocks - 1) * block_tokens;
+
+    *at = (struct home_layout){.q_stride = nkv_align64(rows_bytes(shape, block_tokens, shape->n_heads)),
+                               .partial_stride = nkv_partial_layout(shape, block_tokens).bytes,
+                               .select_stride = select_bytes(seq, method)};
+    at->kv = take(&at->bytes, 2 * rows_bytes(shape, n_tokens, shape->n_kv_heads));
+    at->select = take(&at->bytes, n_blocks * at->select_stride);
+    if (method == METHOD_PNG || method == METHOD_PNG_SAME_STEP)
+        at->resident = take(&at->bytes, seq->n_units * nkv_list_stride(seq->n_slots));
+    if (method == METHOD_PNG_SAME_STEP || method == METHOD_RECALL)
+        at->list = take(&at->bytes, set);
+    if (method >= METHOD_PNG)
+        at->pages = take(&at->bytes, recall_bytes(shape, seq));
+    if (method == METHOD_RECALL)
+        return;
+    at->q = take(&at->bytes, (n_blocks - 1) * at->q_stride + rows_bytes(shape, (uint32_t)last, shape->n_heads));
+    at->partial =
+        take(&at->bytes, (n_blocks - 1) * at->partial_stride + nkv_partial_layout(shape, (uint32_t)last).bytes);
+}
+
+static void compute_layout(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, enum method method,
+                           struct compute_layout *at)
+{
+    uint32_t limit = method == METHOD_RECALL ? seq->budget_pages : seq->n_slots;
+
+    *at = (struct compute_layout){0};
+    if (seq->options.mode == NKV_MODE_RECALL) /* dense layers are mirrored, too */
+        at->kv = take(&at->bytes, 2 * rows_bytes(shape, 1, shape->n_kv_heads));
+    if (method < METHOD_PNG)
+        return;
+    if (method == METHOD_RECALL) {
+        at->select = take(&at->bytes, nkv_select_layout(seq->n_units, seq->budget_pages, 0, seq->max_pages).bytes);
+        at->open_list = take(&at->bytes, nkv_list_stride(1));
+        at->open_partial = take(&at->bytes, nkv_partial_layout(shape, 1).bytes);
+    }
+    at->q = take(&at->bytes, rows_bytes(shape, 1, shape->n_heads));
+    at->slot_list = take(&at->bytes, seq->n_units * nkv_list_stride(seq->n_slots));
+    at->slot_partial = take(&at->bytes, nkv_partial_layout(shape, 1).bytes);
+    at->write_list = take(&at->bytes, seq->n_units * nkv_list_stride(limit));
+    at->pages = take(&at->bytes, recall_bytes(shape, seq));
+}
+
+void work_layout(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, enum method method, uint32_t n_tokens,
+                 uint32_t block_tokens, struct home_layout *home_out, struct compute_layout *compute_out)
+{
+    home_layout(shape, seq, method, n_tokens, block_tokens, home_out);
+    compute_layout(shape, seq, method, compute_out);
+}
+
+/* Digests that one command moves when a mirror is brought up to date, or one whole page. */
+static uint64_t move_bytes(const struct nkv_kv_shape *shape)
+{
+    return max_u64((uint64_t)MOVE_PAGES * shape->n_kv_heads * nkv_digest_bytes(shape),
+                   nkv_page_bytes(shape, shape->n_kv_heads)) +
+           ALIGN_SLACK;
+}
+
+/* What max_tokens tokens of prefill take whatever their blocks. */
+static uint64_t prefill_bytes(const struct nkv_context *context, const struct nkv_seq *seq)
+{
+    const struct nkv_kv_shape *shape = &context->shape;
+    uint64_t n_blocks = context->options.max_batch, block_bytes = ALIGN_SLACK;
+    uint64_t token_bytes = rows_bytes(shape, 1, 2 * shape->n_kv_heads + 2 * shape->n_heads) + 8u * shape->n_heads;
+
+    if (seq && seq->options.sparse_prefill) {
+        n_blocks += context->options.max_tokens / seq->block_tokens;
+        block_bytes += select_bytes(seq, METHOD_BLOCKS);
+    }
+    return context->options.max_tokens * token_bytes + n_blocks * block_bytes;
+}
+
+static void lane_bytes(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t *home_out,
+                       uint64_t *compute_out)
+{
+    struct home_layout home = {0};
+    struct compute_layout compute = {0};
+
+    if (seq)
+        work_layout(&context->shape, seq, work_method(seq, seq->options.n_dense_layers, 1), 1, 1, &home, &compute);
+    *home_out = max_u64(prefill_bytes(context, seq) + context->options.max_batch * (home.bytes + ALIGN_SLACK),
+                        move_bytes(&context->shape));
+    *compute_out = max_u64(context->options.max_batch * (compute.bytes + ALIGN_SLACK), move_bytes(&context->shape));
+    *home_out = (*home_out + 4095u) & ~(uint64_t)4095u;
+    *compute_out = (*compute_out + 4095u) & ~(uint64_t)4095u;
+}
+
+static int reserve_windows(struct nkv_context *context, const struct nkv_seq *seq)
+{
+    uint64_t need[2];
+
+    lane_bytes(context, seq, &need[0], &need[1]);
+    for (uint32_t i = 0; i < context->n_ports; i++) {
+        struct port *port = &context->ports[i];
+        uint64_t bytes = need[port == context->compute];
+
+        if (bytes <= port->lane_bytes)
+            continue;
+        if (context_open_tickets(context))
+            FAIL(NKV_ESTATE, "this sequence needs larger I/O windows, but a ticket is in flight: end it first");
+        context_drain(context, NULL, ANY_LAYER);
+        TRY(port_map(port, bytes));
+    }
+    return 0;
+}
+
+/* Replaces a buffer by a larger one; its contents are not kept. */
+static int grow(void *buffer, uint64_t *n, uint64_t need, size_t size)
+{
+    void **old = buffer, *larger;
+
+    if (need <= *n)
+        return 0;
+    TRY(nkv_alloc(need, size, &larger));
+    nkv_free(*old);
+    *old = larger;
+    *n = need;
+    return 0;
+}
+
+int context_reserve(struct nkv_context *context, const struct nkv_seq *seq)
+{
+    uint64_t set = seq ? max_u64(seq->budget_pages, seq->prefill_pages) : 0;
+    uint64_t n_slots = seq ? seq->n_slots : 0;
+
+    TRY(grow(&context->scratch, &context->n_scratch, 4 * (set + n_slots) + 64, sizeof *context->scratch));
+    if (context->options.plan_log)
+        TRY(grow(&context->line, &context->line_bytes, 256 + 11 * set, 1));
+    return reserve_windows(context, seq);
+}

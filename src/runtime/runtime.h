@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * runtime/runtime.h: what the files of the runtime share.
+ *
+ *   context   ports (devices and their windows), lanes (tickets), sequences
+ *   port      one device: commands are staged, submitted and reaped here and nowhere else
+ *   lane      one attend call: its work items, its plan, and its part of every port's window
+ *   work      one sequence in one lane
+ *
+ * A lane's part of a window holds the operands of that lane's commands until all have completed. There are more lanes
+ * than tickets a client may hold: a lane whose outputs are delivered may still be moving recalled pages (draining).
+ *
+ *   attend_begin: lay out the windows, copy q k v in, plan the first commands, submit
+ *   lane_advance: as SELECTs and READs complete, plan what depends on them (in the order of the items, so that the
+ *                 plan does not depend on speed)
+ *   attend_end:   wait for the partials, merge, write out; the rest drains
+ */
+#ifndef NKV_RUNTIME_RUNTIME_H
+#define NKV_RUNTIME_RUNTIME_H
+
+#include <nearkv/device.h>
+#include <nearkv/nearkv.h>
+
+#include "base/mem.h"
+#include "base/status.h"
+
+#define MAX_TICKETS       2u
+#define N_LANES           4u
+#define STAGED_COMMANDS   64u
+#define QUEUE_COMMANDS    256u /* what every device's queue holds at least */
+#define MAX_BLOCK_TOKENS  128u /* query tokens that share one page set in a sparse prefill */
+#define MOVE_PAGES        64u  /* digests copied per command when a compute side is brought up to date */
+#define WORK_COMMANDS     10u  /* most commands of a decode step of one sequence and layer */
+#define CONTROL_USER_DATA UINT64_MAX
+
+struct port {
+    struct nkv_device *device;
+    struct nkv_device_caps caps;
+    uint32_t index;
+    uint8_t *window;
+    uint64_t window_bytes, lane_bytes;
+    uint64_t n_queued; /* commands ever staged: a command's number in this queue */
+    uint32_t n_in_flight, n_staged;
+    int status; /* < 0: the queue itself failed; nothing is submitted any more */
+    bool control_done;
+    int control_res;
+    struct nkv_cmd staged[STAGED_COMMANDS];
+};
+
+/* What a command is for; also the order in which a lane waits. */
+enum role {
+    ROLE_APPEND,       /* k, v to the home device */
+    ROLE_MIRROR,       /* recall: k, v to the compute side */
+    ROLE_SELECT,       /* on the home device; recall: on the compute side */
+    ROLE_ATTEND,       /* on the home device */
+    ROLE_READ,         /* recalled pages from the home device */
+    ROLE_WRITE,        /* the same pages into slots of the compute side */
+    ROLE_ATTEND_SLOTS, /* resident pages, on the compute side */
+    ROLE_ATTEND_OPEN,  /* recall: the open page, on the compute side */
+    ROLE_COUNT
+};
+
+struct planned {
+    struct nkv_cmd cmd;
+    uint64_t number; /* in its port's queue */
+    uint32_t work;
+    uint16_t port;
+    uint8_t role;
+    bool submitted, completed;
+    int32_t after; /* index in the plan of the command whose result it needs, -1: none */
+    int32_t res;
+};
+
+enum method {
+    METHOD_DENSE,  /* every page, on the home device */
+    METHOD_BLOCKS, /* sparse prefill: select and attend block by block, on the home device */
+    METHOD_PNM,
+    METHOD_PNG,
+    METHOD_PNG_SAME_STEP,
+    METHOD_RECALL,
+};
+
+enum stage {
+    STAGE_SELECT, /* waits for the SELECT: the host has something to plan from its result */
+    STAGE_MOVE,   /* waits for the READ: pages are to be handed on */
+    STAGE_FINAL,  /* everything is submitted */
+};
+
+/* Where the operands lie, as offsets from the work's part of a lane. */
+struct home_layout {
+    uint64_t kv, q, q_stride, partial, partial_stride, select, select_stride, resident, list, pages, bytes;
+};
+struct compute_layout {
+    uint64_t kv, q, select, open_list, open_partial, slot_list, slot_partial, write_list, pages, bytes;
+};
+
+struct work {
+    struct nkv_seq *seq; /* NULL: passed over */
+    struct nkv_attend_item item;
+    enum method method;
+    enum stage stage;
+    uint32_t pos;
+    uint32_t n_blocks, block_tokens;
+    bool delivered;
+    struct home_layout home;
+    struct compute_layout compute;
+    uint64_t home_base, compute_base; /* in the windows */
+    uint32_t waiting[ROLE_COUNT];     /* planned, not yet submitted */
+    uint32_t in_flight[ROLE_COUNT];
+    int32_t last[ROLE_COUNT]; /* index in the plan of the role's latest command, -1: none */
+    uint64_t ns[ROLE_COUNT];
+    uint32_t n_recalled; /* pages, all units together */
+    uint32_t n_attended; /* recall: resident pages attended, all units together */
+    int status;          /* the failure with the lowest index in the plan */
+    uint32_t failed_at;
+    char error[256];
+};
+
+enum lane_state { LANE_FREE, LANE_OPEN, LANE_DRAINING };
+
+struct nkv_ticket {
+    struct nkv_context *context;
+    enum lane_state state;
+    uint32_t index;
+    uint32_t layer;
+    uint32_t n_works, n_planned, max_planned;
+    uint64_t begin_ns;
+    struct work *works;    /* [max_batch] */
+    struct planned *plan;  /* [max_planned] */
+    uint64_t *window_used; /* [n_ports] */
+};
+
+struct nkv_seq {
+    struct nkv_context *context;
+    struct nkv_seq *previous, *next;
+    struct nkv_seq_options options; /* every default resolved */
+    struct port *home;
+    uint32_t id;                  /* on the home device */
+    uint32_t mirror_id, slots_id; /* on the compute device; 0: none */
+    uint32_t n_units, max_pages, budget_pages, prefill_pages, block_tokens, n_slots;
+    uint32_t length;                  /* committed tokens */
+    uint32_t step_tokens, next_layer; /* of the step in progress; next_layer 0: none */
+    struct nkv_ticket *ticket;        /* NULL: not in flight */
+    uint64_t batch;                   /* the attend call that named it last */
+    uint32_t *resident;               /* [layer][unit][slot] page or NKV_PAGE_NONE */
+    uint32_t mirror_tokens;           /* that every layer of the mirror holds, unless it is stale */
+    bool mirror_stale;
+    int status;
+    char error[256];
+    struct nkv_seq_stats stats;
+    uint64_t recalled_units;
+};
+
+struct nkv_context {
+    struct nkv_kv_shape shape;
+    struct nkv_context_options options;
+    uint32_t n_ports; /* the PNM devices, then the compute device */
+    struct port *ports, *compute;
+    struct nkv_ticket lanes[N_LANES];
+    struct nkv_seq *sequences;
+    uint32_t next_id;
+    uint64_t n_batches; /* attend calls */
+    uint32_t *scratch;  /* u32s for the policies */
+    uint64_t n_scratch;
+    uint64_t *free_bytes; /* [n_ports], for placement */
+    char *line;           /* of the plan log */
+    uint64_t line_bytes;
+};
+
+/* ---- port.c ---- */
+int port_open(struct port *port, struct nkv_device *device, uint32_t index);
+/* Maps N_LANES times lane_bytes; nothing may be in flight. */
+int port_map(struct port *port, uint64_t lane_bytes);
+/* Queues a command; what is staged goes down with port_flush. returns: its number. */
+uint64_t port_stage(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd);
+void port_flush(struct nkv_context *context, struct port *port);
+/* Takes completions and hands them to their lanes; min_n 0: those that are there. */
+void port_reap(struct nkv_context *context, struct port *port, uint32_t min_n);
+/* Runs one command to its end, beside whatever else is in flight. returns: its result, with a message on failure. */
+int port_control(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd);
+const char *op_name(uint8_t op);
+
+/* ---- admit.c ---- */
+/* Resolves defaults and checks; fills the derived sizes of seq from options. */
+int seq_resolve(const struct nkv_kv_shape *shape, const struct nkv_seq_options *options, struct nkv_seq *seq_out);
+/* Bytes on the home device and on the compute device. */
+int seq_bytes(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, uint64_t *home_out, uint64_t *compute_out);
+/* Chooses seq->home and checks the compute device's room. */
+int seq_place(struct nkv_context *context, struct nkv_seq *seq);
+int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *seq);
+bool seq_has_digests(const struct nkv_seq *seq);
+
+/* ---- layout.c ---- */
+void work_layout(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, enum method method, uint32_t n_tokens,
+                 uint32_t block_tokens, struct home_layout *home_out, struct compute_layout *compute_out);
+/* Grows windows, scratch and log line to what seq can ask for. pre: no ticket is open, or nothing has to grow. */
+int context_reserve(struct nkv_context *context, const struct nkv_seq *seq);
+
+/* ---- plan.c ---- */
+int32_t plan_add(struct nkv_ticket *lane, uint32_t work, enum role role, struct port *port, struct nkv_cmd cmd,
+                 int32_t after);
+void plan_submit(struct nkv_ticket *lane, int32_t index);
+void plan_complete(struct nkv_ticket *lane, uint32_t index, const struct nkv_cqe *cqe);
+/* Gives up what the work has planned but not submitted. */
+void plan_cancel(struct nkv_ticket *lane, uint32_t work);
+void work_fail(struct nkv_ticket *lane, uint32_t work, uint32_t at, int status, const char *format, ...)
+    NKV_PRINTF(5, 6);
+void log_lane(struct nkv_ticket *lane);
+void log_command(struct nkv_context *context, const struct port *port, const struct nkv_cmd *cmd);
+
+/* ---- step_plan.c ---- */
+void work_begin(struct nkv_ticket *lane, uint32_t index, uint32_t phase);
+#define WORK_PHASES 4u /* work_begin in phases, so that equal commands of a batch are neighbours in the queue */
+enum method work_method(const struct nkv_seq *seq, uint32_t layer, uint32_t n_tokens);
+uint16_t unit_flag(const struct nkv_seq *seq);
+uint32_t open_page(const struct nkv_kv_shape *shape, const struct work *work);
+uint32_t block_length(const struct work *work, uint32_t block);
+void copy_q(const struct nkv_context *context, const struct work *work, const struct port *port, uint64_t at,
+            uint32_t first, uint32_t n_tokens);
+void plan_read(struct nkv_ticket *lane, uint32_t index, uint64_t list_offset, uint32_t n_pages, int32_t after);
+
+/* ---- recall.c ---- */
+void work_after_select(struct nkv_ticket *lane, uint32_t index);
+void work_after_read(struct nkv_ticket *lane, uint32_t index);
+
+/* ---- lane.c ---- */
+struct nkv_ticket *lane_take(struct nkv_context *context);
+void lane_advance(struct nkv_ticket *lane);
+/* Waits until outputs can be delivered, or (all) until nothing is in flight. */
+void lane_wait(struct nkv_ticket *lane, bool all);
+void context_poll(struct nkv_context *context);
+/* Waits for everything that a sequence (NULL: any) has in draining lanes of a layer. */
+#define ANY_LAYER UINT32_MAX
+void context_drain(struct nkv_context *context, const struct nkv_seq *seq, uint32_t layer);
+/* Ends what an open ticket has in flight and takes seq out of it. */
+void lane_finish_work(struct nkv_ticket *lane, const struct nkv_seq *seq);
+void port_abandon(struct nkv_context *context, struct port *port);
+uint32_t context_open_tickets(const struct nkv_context *context);
+
+/* ---- attach.c ---- */
+/* Brings the compute side of a recall sequence up to its committed length. */
+int mirror_attach(struct nkv_context *context, struct nkv_ticket *lane, struct nkv_seq *seq);
+
+/* ---- seq.c ---- */
+void seq_mark_failed(struct nkv_seq *seq, int status, const char *error);
+uint32_t *seq_resident(const struct nkv_seq *seq, uint32_t layer, uint32_t unit);
+
+/* ---- stats.c ---- */
+/* At delivery: what was attended and what crossed the link. */
+void stats_count(const struct nkv_ticket *lane, struct work *work);
+/* When the last command has completed. */
+void stats_count_times(struct work *work);
+
+#endif

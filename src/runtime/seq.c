@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sequences: open, close, fork, truncate. A sequence is up to three sequences of devices: its pages on the home device,
+ * its resident pages (slots) and, in recall, its digests (mirror) on the compute device. All memory is reserved when it
+ * opens; the compute side is filled by the first decode steps.
+ *
+ * The device keeps no more state about residency than what the slots hold: the table of which page a slot holds lives
+ * here and travels with every SELECT, so that forgetting (truncate, failure) is a change of the table.
+ */
+#include "runtime/runtime.h"
+
+#include <string.h>
+
+#define CLOSE_ATTEMPTS 3u
+
+void nkv_seq_options_init(struct nkv_seq_options *options)
+{
+    *options = (struct nkv_seq_options){.size = sizeof *options,
+                                        .mode = NKV_MODE_PNM,
+                                        .budget_tokens = 2048,
+                                        .sink_pages = NKV_DEFAULT,
+                                        .recent_pages = NKV_DEFAULT,
+                                        .resident_tokens = NKV_DEFAULT,
+                                        .prefill_budget_tokens = NKV_DEFAULT};
+}
+
+uint32_t *seq_resident(const struct nkv_seq *seq, uint32_t layer, uint32_t unit)
+{
+    return seq->resident + ((size_t)layer * seq->n_units + unit) * seq->n_slots;
+}
+
+static size_t n_resident(const struct nkv_seq *seq)
+{
+    return (size_t)seq->context->shape.n_layers * seq->n_units * seq->n_slots;
+}
+
+void seq_mark_failed(struct nkv_seq *seq, int status, const char *error)
+{
+    if (seq->status < 0)
+        return;
+    seq->status = status;
+    strncpy(seq->error, error, sizeof seq->error - 1);
+}
+
+/* A close that a device refuses would leak the pages, so it is tried again. */
+static void close_on(struct nkv_context *context, struct port *port, uint32_t *id)
+{
+    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_CLOSE, .seq = *id};
+
+    for (uint32_t i = 0; *id && i < CLOSE_ATTEMPTS; i++)
+        if (port_control(context, port, &cmd) >= 0)
+            break;
+    *id = 0;
+}
+
+static int open_on(struct nkv_context *context, struct port *port, uint32_t n_tokens, uint16_t flags, uint32_t *id_out)
+{
+    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_OPEN, .seq = context->next_id, .flags = flags, .n_tokens = n_tokens};
+
+    TRY(port_control(context, port, &cmd));
+    *id_out = context->next_id++;
+    return 0;
+}
+
+static void close_devices(struct nkv_seq *seq)
+{
+    close_on(seq->context, seq->home, &seq->id);
+    close_on(seq->context, seq->context->compute, &seq->mirror_id);
+    close_on(seq->context, seq->context->compute, &seq->slots_id);
+}
+
+/* Closing may fail, too; the message that the caller gets is that of the failure before. */
+static int close_after(struct nkv_seq *seq, int status)
+{
+    char message[512];
+
+    strncpy(message, nkv_last_error(), sizeof message - 1);
+    message[sizeof message - 1] = '\0';
+    close_devices(seq);
+    return nkv_fail(status, "%s", message);
+}
+
+static int open_compute(struct nkv_seq *seq)
+{
+    struct nkv_context *context = seq->context;
+
+    if (seq->options.mode == NKV_MODE_RECALL)
+        TRY(open_on(context, context->compute, seq->options.max_tokens, NKV_NO_PAGES, &seq->mirror_id));
+    if (seq->n_slots)
+        TRY(open_on(context, context->compute, seq->n_slots * context->shape.page_tokens, NKV_SLOTS, &seq->slots_id));
+    return 0;
+}
+
+static int open_home(struct nkv_seq *seq, const struct nkv_seq *parent, uint32_t n_tokens)
+{
+    struct nkv_context *context = seq->context;
+    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_FORK, .seq = context->next_id, .n_tokens = seq->options.max_tokens};
+
+    if (!parent)
+        return open_on(context, seq->home, seq->options.max_tokens, seq_has_digests(seq) ? 0 : NKV_NO_DIGEST, &seq->id);
+    cmd.arg = parent->id;
+    cmd.pos = n_tokens;
+    TRY(port_control(context, seq->home, &cmd));
+    seq->id = context->next_id++;
+    seq->length = n_tokens;
+    return 0;
+}
+
+static void link_seq(struct nkv_seq *seq)
+{
+    seq->next = seq->context->sequences;
+    if (seq->next)
+        seq->next->previous = seq;
+    seq->context->sequences = seq;
+}
+
+static void unlink_seq(struct nkv_seq *seq)
+{
+    if (seq->next)
+        seq->next->previous = seq->previous;
+    if (seq->previous)
+        seq->previous->next = seq->next;
+    else
+        seq->context->sequences = seq->next;
+}
+
+/* From a resolved and placed draft to an open sequence. */
+static int seq_create(const struct nkv_seq *draft, const struct nkv_seq *parent, uint32_t n_tokens,
+                      struct nkv_seq **seq_out)
+{
+    struct nkv_seq *seq;
+    int status;
+
+    TRY(context_reserve(draft->context, draft));
+    TRY(nkv_alloc(1, sizeof *seq, &seq));
+    *seq = *draft;
+    status = nkv_alloc(n_resident(seq), sizeof *seq->resident, &seq->resident);
+    if (status < 0)
+        goto free_seq;
+    memset(seq->resident, 0xff, n_resident(seq) * sizeof *seq->resident);
+    status = open_home(seq, parent, n_tokens);
+    if (status >= 0)
+        status = open_compute(seq);
+    if (status < 0)
+        goto close_devices;
+    link_seq(seq);
+    *seq_out = seq;
+    return 0;
+
+close_devices:
+    status = close_after(seq, status);
+    nkv_free(seq->resident);
+free_seq:
+    nkv_free(seq);
+    return status;
+}
+
+int nkv_seq_open(struct nkv_context *context, const struct nkv_seq_options *options, struct nkv_seq **seq_out)
+{
+    struct nkv_seq draft = {.context = context};
+
+    TRY(seq_resolve(&context->shape, options, &draft));
+    TRY(seq_place(context, &draft));
+    return seq_create(&draft, NULL, 0, seq_out);
+}
+
+static int check_fork(const struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq *draft)
+{
+    if (n_tokens > parent->length)
+        FAIL(NKV_EINVAL, "a fork of %u tokens of a sequence that has %u", n_tokens, parent->length);
+    if (n_tokens > draft->options.max_tokens)
+        FAIL(NKV_EINVAL, "a fork of %u tokens into a sequence of at most %u: raise max_tokens", n_tokens,
+             draft->options.max_tokens);
+    if (seq_has_digests(draft) && !seq_has_digests(parent))
+        FAIL(NKV_EINVAL, "the parent has no digests, which selection needs: open it with keep_digests");
+    return 0;
+}
+
+int nkv_seq_fork(struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq_options *options,
+                 struct nkv_seq **seq_out)
+{
+    struct nkv_seq draft = {.context = parent->context, .home = parent->home};
+
+    TRY(seq_resolve(&parent->context->shape, options ? options : &parent->options, &draft));
+    TRY(check_fork(parent, n_tokens, &draft));
+    draft.options.keep_digests |= seq_has_digests(parent); /* the copy has what its parent has */
+    TRY(seq_check_compute(parent->context, &draft));
+    return seq_create(&draft, parent, n_tokens, seq_out);
+}
+
+void nkv_seq_close(struct nkv_seq *seq)
+{
+    if (!seq)
+        return;
+    if (seq->ticket)
+        lane_finish_work(seq->ticket, seq);
+    context_drain(seq->context, seq, ANY_LAYER);
+    close_devices(seq);
+    unlink_seq(seq);
+    nkv_free(seq->resident);
+    nkv_free(seq);
+}
+
+/* Resident pages that are no longer whole are given up; after a failure, all. */
+static void forget_resident(struct nkv_seq *seq, uint32_t n_pages)
+{
+    for (size_t i = 0; i < n_resident(seq); i++)
+        if (seq->resident[i] >= n_pages)
+            seq->resident[i] = NKV_PAGE_NONE;
+}
+
+int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens)
+{
+    uint32_t page_tokens = seq->context->shape.page_tokens;
+    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_TRUNCATE, .seq = seq->id, .pos = n_tokens};
+    bool trusted;
+
+    if (seq->ticket)
+        FAIL(NKV_ESTATE, "a sequence cannot be truncated while its ticket is in flight: end it first");
+    if (n_tokens > seq->length)
+        FAIL(NKV_EINVAL, "cannot truncate to %u tokens a sequence that has %u", n_tokens, seq->length);
+    context_drain(seq->context, seq, ANY_LAYER);
+    TRY(port_control(seq->context, seq->home, &cmd));
+    trusted = seq->status == 0;
+    forget_resident(seq, trusted ? n_tokens / page_tokens : 0);
+    if (seq->mirror_tokens > n_tokens / page_tokens * page_tokens)
+        seq->mirror_tokens = n_tokens / page_tokens * page_tokens;
+    if (!trusted)
+        seq->mirror_tokens = 0;
+    seq->mirror_stale = true;
+    seq->length = n_tokens;
+    seq->next_layer = seq->step_tokens = 0;
+    seq->status = 0;
+    seq->error[0] = '\0';
+    return 0;
+}
+
+uint32_t nkv_seq_length(const struct nkv_seq *seq)
+{
+    return seq->length;
+}
+
+int nkv_seq_status(const struct nkv_seq *seq)
+{
+    return seq->status;
+}
+
+const char *nkv_seq_error(const struct nkv_seq *seq)
+{
+    return seq->error;
+}
+
+uint32_t nkv_seq_device(const struct nkv_seq *seq)
+{
+    return seq->home->index;
+}
