@@ -86,6 +86,11 @@ struct nkv_decoder_options {
 /* The KV shape for a model. */
 NKV_API void nkv_model_kv_shape(const struct nkv_model *model, uint32_t page_tokens, enum nkv_dtype dtype,
                                 enum nkv_digest digest, struct nkv_kv_shape *shape_out);
+/* Bytes of activations and scratch that nkv_decoder_open takes for these options (NULL: the defaults). returns: 0 or
+ * NKV_EINVAL. */
+NKV_API int nkv_decoder_estimate(const struct nkv_model *model, const struct nkv_decoder_options *options,
+                                 uint64_t *bytes_out);
+/* options: NULL or zero fields mean the defaults. The model and the context are borrowed until close. */
 NKV_API int nkv_decoder_open(struct nkv_model *model, struct nkv_context *context,
                              const struct nkv_decoder_options *options, struct nkv_decoder **decoder_out);
 NKV_API void nkv_decoder_close(struct nkv_decoder *decoder);

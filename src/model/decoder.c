@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The forward pass: RMS norm, QKV, rotary embedding, attention through the context, output projection, norm, SwiGLU,
+ * and the logits. A chunk of prefill and a batch of decode are the same thing here: rows of tokens that belong to items
+ * (one sequence with many tokens, or many with one each); only nkv_attend_begin sees the difference.
+ *
+ * Every buffer is sized at open for the larger of a chunk and a batch; a decode step allocates nothing. Rows between
+ * dense layers are treated in blocks of ROWS_PER_TASK tokens by the same team of threads as the dense layers: no result
+ * depends on which thread does a block.
+ *
+ * Failure: when a step stops half way through the layers (memory), the sequences that it touched are cut back to their
+ * committed length. A sequence that its device fails is marked by the context and passed over; its rows hold zeros or
+ * garbage that nobody reads.
+ */
+#include "base/clock.h"
+#include "base/status.h"
+#include "model/ops.h"
+#include "model/weights.h"
+
+#include <string.h>
+
+#define DEFAULT_BATCH 16u
+#define DEFAULT_CHUNK 512u
+#define MAX_ROWS      65536u
+#define ROWS_PER_TASK 8u
+
+struct nkv_decoder {
+    struct nkv_model *model;
+    struct nkv_context *context;
+    struct nkv_team *team;
+    struct nkv_fc *fc;
+    uint32_t n_threads, max_batch, chunk_tokens;
+    struct nkv_attend_item *items; /* [max_batch] */
+    uint32_t *positions;           /* [rows] */
+    float *cos_sin;                /* [rows][n_rot / 2][2] */
+    float *x, *h;                  /* [rows][n_embd]: the residual stream; a layer's input or output */
+    float *q, *attended;           /* [rows][n_heads][head_dim] */
+    float *k, *v;                  /* [rows][n_kv_heads][head_dim] */
+    float *gate, *up;              /* [rows][n_ff] */
+    struct nkv_decode_times times;
+};
+
+static uint32_t max_u32(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+/* ---- Open and close */
+
+static uint32_t rows_of(const struct nkv_decoder *d)
+{
+    return max_u32(d->max_batch, d->chunk_tokens);
+}
+
+/* Zero fields get their defaults. */
+static int resolve_options(const struct nkv_decoder_options *options, struct nkv_decoder *d)
+{
+    static const struct nkv_decoder_options defaults = {.size = sizeof defaults};
+
+    options = options ? options : &defaults;
+    if (options->size != sizeof *options)
+        FAIL(NKV_EINVAL, "nkv_decoder_options.size is %u: it must be %zu", options->size, sizeof *options);
+    d->n_threads = options->n_threads ? options->n_threads : nkv_cpu_count();
+    d->max_batch = options->max_batch ? options->max_batch : DEFAULT_BATCH;
+    d->chunk_tokens = options->chunk_tokens ? options->chunk_tokens : DEFAULT_CHUNK;
+    if (rows_of(d) > MAX_ROWS)
+        FAIL(NKV_EINVAL, "a batch of %u sequences or a chunk of %u tokens: they must be at most %u", d->max_batch,
+             d->chunk_tokens, MAX_ROWS);
+    return 0;
+}
+
+static uint32_t max_cols(const struct nkv_model_info *info)
+{
+    return max_u32(max_u32(info->n_embd, info->n_ff), nkv_q_rows(info));
+}
+
+struct buffer {
+    float **at;
+    uint64_t width;
+};
+
+#define N_BUFFERS 9
+
+/* The activations, each [rows][width]. */
+static void list_buffers(struct nkv_decoder *d, const struct nkv_model *model, struct buffer buffers_out[N_BUFFERS])
+{
+    const struct nkv_model_info *info = &model->info;
+    const struct buffer buffers[N_BUFFERS] = {
+        {&d->cos_sin, model->n_rot},
+        {&d->x, info->n_embd},
+        {&d->h, info->n_embd},
+        {&d->q, nkv_q_rows(info)},
+        {&d->attended, nkv_q_rows(info)},
+        {&d->k, nkv_kv_rows(info)},
+        {&d->v, nkv_kv_rows(info)},
+        {&d->gate, info->n_ff},
+        {&d->up, info->n_ff},
+    };
+
+    memcpy(buffers_out, buffers, sizeof buffers);
+}
+
+int nkv_decoder_estimate(const struct nkv_model *model, const struct nkv_decoder_options *options, uint64_t *bytes_out)
+{
+    struct nkv_decoder d = {0};
+    struct buffer buffers[N_BUFFERS];
+    uint64_t bytes;
+
+    TRY(resolve_options(options, &d));
+    list_buffers(&d, model, buffers);
+    bytes = nkv_fc_bytes(d.n_threads, rows_of(&d), max_cols(&model->info));
+    for (size_t i = 0; i < N_BUFFERS; i++)
+        bytes += buffers[i].width * rows_of(&d) * sizeof(float);
+    *bytes_out = bytes;
+    return 0;
+}
+
+static int allocate(struct nkv_decoder *d)
+{
+    const uint32_t rows = rows_of(d);
+    struct buffer buffers[N_BUFFERS];
+
+    TRY(nkv_team_open(d->n_threads, NULL, NULL, &d->team));
+    TRY(nkv_fc_open(d->team, rows, max_cols(&d->model->info), &d->fc));
+    TRY(nkv_alloc(d->max_batch, sizeof *d->items, &d->items));
+    TRY(nkv_alloc(rows, sizeof *d->positions, &d->positions));
+    list_buffers(d, d->model, buffers);
+    for (size_t i = 0; i < N_BUFFERS; i++)
+        TRY(nkv_alloc((size_t)(rows * buffers[i].width), sizeof(float), buffers[i].at));
+    return 0;
+}
+
+int nkv_decoder_open(struct nkv_model *model, struct nkv_context *context, const struct nkv_decoder_options *options,
+                     struct nkv_decoder **decoder_out)
+{
+    struct nkv_decoder resolved = {.model = model, .context = context}, *d;
+    int status;
+
+    TRY(resolve_options(options, &resolved));
+    TRY(nkv_alloc(1, sizeof *d, &d));
+    *d = resolved;
+    status = allocate(d);
+    if (status < 0) {
+        nkv_decoder_close(d);
+        return status;
+    }
+    *decoder_out = d;
+    return 0;
+}
+
+void nkv_decoder_close(struct nkv_decoder *d)
+{
+    struct buffer buffers[N_BUFFERS];
+
+    if (!d)
+        return;
+    list_buffers(d, d->model, buffers);
+    for (size_t i = 0; i < N_BUFFERS; i++)
+        nkv_free(*buffers[i].at);
+    nkv_free(d->positions);
+    nkv_free(d->items);
+    nkv_fc_close(d->fc);
+    nkv_team_close(d->team);
+    nkv_free(d);
+}
+
+void nkv_decoder_times(const struct nkv_decoder *d, struct nkv_decode_times *times_out)
+{
+    *times_out = d->times;
+}
+
+/* ---- Between the dense layers */
+
+/* One pass over rows; `fn` treats row t. */
+struct pass {
+    struct nkv_decoder *d;
+    uint32_t n_rows;
+    const int32_t *tokens;
+    const struct nkv_layer_weights *layer;
+    const float *norm; /* weights of the norm that follows */
+    void (*fn)(const struct pass *pass, uint32_t row);
+};
+
+static void pass_task(void *arg, uint32_t task, uint32_t rank)
+{
+    const struct pass *pass = arg;
+    uint32_t end = (task + 1) * ROWS_PER_TASK < pass->n_rows ? (task + 1) * ROWS_PER_TASK : pass->n_rows;
+
+    (void)rank;
+    for (uint32_t t = task * ROWS_PER_TASK; t < end; t++)
+        pass->fn(pass, t);
+}
+
+static void run_pass(struct pass *pass, void (*fn)(const struct pass *pass, uint32_t row))
+{
+    pass->fn = fn;
+    nkv_team_tasks(pass->d->team, (pass->n_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, pass_task, pass);
+}
+
+static void norm_row(const struct pass *pass, uint32_t t)
+{
+    const struct nkv_model_info *info = &pass->d->model->info;
+    const size_t at = (size_t)t * info->n_embd;
+
+    nkv_rms_norm(info->n_embd, pass->d->x + at, pass->norm, info->rms_eps, pass->d->h + at);
+}
+
+static void embed_row(const struct pass *pass, uint32_t t)
+{
+    const struct nkv_model *model = pass->d->model;
+    const uint32_t token = (uint32_t)pass->tokens[t], half = model->n_rot / 2;
+
+    nkv_matrix_rows(&model->token_embd, token, token + 1, pass->d->x + (size_t)t * model->info.n_embd);
+    nkv_rope_angles(pass->d->positions[t], half, model->frequency, pass->d->cos_sin + (size_t)t * model->n_rot);
+    norm_row(pass, t);
+}
+
+static void add_bias(uint32_t n, const float *bias, float *x)
+{
+    if (bias)
+        nkv_add(n, bias, x);
+}
+
+static void rotate_row(const struct pass *pass, uint32_t t)
+{
+    struct nkv_decoder *d = pass->d;
+    const struct nkv_model *model = d->model;
+    const uint32_t nq = nkv_q_rows(&model->info), nkv = nkv_kv_rows(&model->info), half = model->n_rot / 2;
+    const float *cos_sin = d->cos_sin + (size_t)t * model->n_rot;
+    float *q = d->q + (size_t)t * nq, *k = d->k + (size_t)t * nkv;
+
+    add_bias(nq, pass->layer->q_bias, q);
+    add_bias(nkv, pass->layer->k_bias, k);
+    add_bias(nkv, pass->layer->v_bias, d->v + (size_t)t * nkv);
+    nkv_rope(model->info.n_heads, model->info.head_dim, half, model->rotates_halves, cos_sin, q);
+    nkv_rope(model->info.n_kv_heads, model->info.head_dim, half, model->rotates_halves, cos_sin, k);
+}
+
+static void gate_row(const struct pass *pass, uint32_t t)
+{
+    const uint32_t n_ff = pass->d->model->info.n_ff;
+
+    nkv_silu_mul(n_ff, pass->d->up + (size_t)t * n_ff, pass->d->gate + (size_t)t * n_ff);
+}
+
+/* The layer's output joins the residual stream; then the next norm. */
+static void add_norm_row(const struct pass *pass, uint32_t t)
+{
+    const uint32_t n_embd = pass->d->model->info.n_embd;
+    const size_t at = (size_t)t * n_embd;
+
+    nkv_add(n_embd, pass->d->h + at, pass->d->x + at);
+    norm_row(pass, t);
+}
+
+/* ---- A step */
+
+static int run_fc(struct nkv_decoder *d, const struct nkv_fc_part *parts, uint32_t n_parts, uint32_t n_rows,
+                  const float *x)
+{
+    uint64_t start = nkv_now_ns();
+    int status = nkv_fc_run(d->fc, parts, n_parts, n_rows, x);
+
+    d->times.fc_ns += nkv_now_ns() - start;
+    return status;
+}
+
+static int run_attention(struct nkv_decoder *d, uint32_t layer, uint32_t n_items)
+{
+    uint64_t start = nkv_now_ns();
+    struct nkv_ticket *ticket = NULL;
+
+    TRY(nkv_attend_begin(d->context, layer, d->items, n_items, &ticket));
+    TRY(nkv_attend_end(ticket));
+    d->times.attend_ns += nkv_now_ns() - start;
+    return 0;
+}
+
+static int run_layer(struct nkv_decoder *d, uint32_t l, uint32_t n_items, struct pass *pass)
+{
+    const struct nkv_model *model = d->model;
+    const struct nkv_layer_weights *layer = &model->layers[l];
+    const struct nkv_fc_part qkv[] = {{&layer->q, d->q}, {&layer->k, d->k}, {&layer->v, d->v}};
+    const struct nkv_fc_part output = {&layer->o, d->h};
+    const struct nkv_fc_part gate_up[] = {{&layer->gate, d->gate}, {&layer->up, d->up}};
+    const struct nkv_fc_part down = {&layer->down, d->h};
+
+    pass->layer = layer;
+    TRY(run_fc(d, qkv, 3, pass->n_rows, d->h));
+    run_pass(pass, rotate_row);
+    TRY(run_attention(d, l, n_items));
+    TRY(run_fc(d, &output, 1, pass->n_rows, d->attended));
+    pass->norm = layer->ffn_norm;
+    run_pass(pass, add_norm_row);
+    TRY(run_fc(d, gate_up, 2, pass->n_rows, d->h));
+    run_pass(pass, gate_row);
+    TRY(run_fc(d, &down, 1, pass->n_rows, d->gate));
+    pass->norm = l + 1 < model->info.n_layers ? model->layers[l + 1].attn_norm : model->output_norm;
+    run_pass(pass, add_norm_row);
+    return 0;
+}
+
+static int run_layers(struct nkv_decoder *d, uint32_t n_items, uint32_t n_rows, const int32_t *tokens)
+{
+    struct pass pass = {.d = d, .n_rows = n_rows, .tokens = tokens, .norm = d->model->layers[0].attn_norm};
+
+    run_pass(&pass, embed_row);
+    for (uint32_t l = 0; l < d->model->info.n_layers; l++)
+        TRY(run_layer(d, l, n_items, &pass));
+    return nkv_step_end(d->context, d->items, n_items);
+}
+
+/* Cuts the items' sequences back to their committed length. The first failure's message is the one to keep. */
+static int roll_back(struct nkv_decoder *d, uint32_t n_items, int status)
+{
+    char message[512];
+
+    strncpy(message, nkv_last_error(), sizeof message - 1);
+    message[sizeof message - 1] = '\0';
+    for (uint32_t i = 0; i < n_items; i++)
+        if (nkv_seq_status(d->items[i].seq) == 0)
+            (void)nkv_seq_truncate(d->items[i].seq, nkv_seq_length(d->items[i].seq));
+    return nkv_fail(status, "%s", message);
+}
+
+/* pre: items and positions are set. Leaves the normed output of every row in d->h. */
+static int run_step(struct nkv_decoder *d, uint32_t n_items, uint32_t n_rows, const int32_t *tokens)
+{
+    int status = run_layers(d, n_items, n_rows, tokens);
+
+    return status < 0 ? roll_back(d, n_items, status) : 0;
+}
+
+/* Item i takes rows `row` .. row + n - 1. */
+static void set_item(struct nkv_decoder *d, uint32_t i, struct nkv_seq *seq, uint32_t row, uint32_t n)
+{
+    const size_t nq = nkv_q_rows(&d->model->info), nkv = nkv_kv_rows(&d->model->info);
+    const uint32_t position = nkv_seq_length(seq);
+
+    d->items[i] = (struct nkv_attend_item){.seq = seq,
+                                           .n_tokens = n,
+                                           .q = d->q + row * nq,
+                                           .k = d->k + row * nkv,
+                                           .v = d->v + row * nkv,
+                                           .out = d->attended + row * nq};
+    for (uint32_t t = 0; t < n; t++)
+        d->positions[row + t] = position + t;
+}
+
+static int check_tokens(const struct nkv_decoder *d, const int32_t *tokens, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= d->model->info.n_vocab)
+            FAIL(NKV_EINVAL, "token %zu is %d: the model's vocabulary is 0 to %u", i, tokens[i],
+                 d->model->info.n_vocab - 1);
+    return 0;
+}
+
+static int logits_of(struct nkv_decoder *d, uint32_t first_row, uint32_t n_rows, float *logits_out)
+{
+    const struct nkv_fc_part part = {&d->model->output, logits_out};
+
+    return run_fc(d, &part, 1, n_rows, d->h + (size_t)first_row * d->model->info.n_embd);
+}
+
+static int prefill_chunk(struct nkv_decoder *d, struct nkv_seq *seq, const int32_t *tokens, uint32_t n)
+{
+    set_item(d, 0, seq, 0, n);
+    TRY(run_step(d, 1, n, tokens));
+    if (nkv_seq_status(seq) < 0)
+        FAIL(nkv_seq_status(seq), "%s", nkv_seq_error(seq));
+    return 0;
+}
+
+int nkv_prefill(struct nkv_decoder *d, struct nkv_seq *seq, const int32_t *tokens, size_t n_tokens, float *logits_out,
+                nkv_progress_fn progress, void *progress_arg)
+{
+    uint32_t n = 0;
+
+    if (n_tokens == 0)
+        FAIL(NKV_EINVAL, "the prompt is empty: it must have at least one token");
+    if (n_tokens > UINT32_MAX - nkv_seq_length(seq))
+        FAIL(NKV_EINVAL, "the prompt has %zu tokens: positions end at %u", n_tokens, UINT32_MAX);
+    TRY(check_tokens(d, tokens, n_tokens));
+    for (size_t done = 0; done < n_tokens; done += n) {
+        n = n_tokens - done < d->chunk_tokens ? (uint32_t)(n_tokens - done) : d->chunk_tokens;
+        TRY(prefill_chunk(d, seq, tokens + done, n));
+        if (progress && progress(progress_arg, done + n, n_tokens))
+            FAIL(NKV_ECANCELED, "stopped after %zu of %zu tokens", done + n, n_tokens);
+    }
+    return logits_out ? logits_of(d, n - 1, 1, logits_out) : 0;
+}
+
+int nkv_decode(struct nkv_decoder *d, struct nkv_seq *const *seqs, const int32_t *tokens, uint32_t n_seqs,
+               float *logits_out)
+{
+    const uint32_t n_vocab = d->model->info.n_vocab;
+    uint64_t start = nkv_now_ns();
+
+    if (n_seqs < 1 || n_seqs > d->max_batch)
+        FAIL(NKV_EINVAL, "a decode step of %u sequences: it must be 1 to %u", n_seqs, d->max_batch);
+    TRY(check_tokens(d, tokens, n_seqs));
+    d->times = (struct nkv_decode_times){0};
+    for (uint32_t i = 0; i < n_seqs; i++)
+        set_item(d, i, seqs[i], i, 1);
+    TRY(run_step(d, n_seqs, n_seqs, tokens));
+    TRY(logits_of(d, 0, n_seqs, logits_out));
+    for (uint32_t i = 0; i < n_seqs; i++)
+        if (nkv_seq_status(seqs[i]) < 0)
+            memset(logits_out + (size_t)i * n_vocab, 0, n_vocab * sizeof *logits_out);
+    d->times.rest_ns = nkv_now_ns() - start - d->times.fc_ns - d->times.attend_ns;
+    return 0;
+}
