@@ -12,6 +12,9 @@
 
 struct nkv_attend;
 
+/* Tokens that are widened to f32 at a time when there are many rows: two blocks of it are the scratch. */
+enum { NKV_ATTEND_BLOCK = 32 };
+
 void nkv_avx2_attend_f32(const struct nkv_attend *a);
 void nkv_avx2_attend_f16(const struct nkv_attend *a);
 void nkv_avx2_attend_bf16(const struct nkv_attend *a);

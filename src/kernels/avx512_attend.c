@@ -17,51 +17,16 @@
 #include "kernels/avx512_attend.h"
 #include "kernels/kernels.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 enum {
     ROWS_MAX = 8,      /* rows that share one pass over a block of K and V */
     BLOCK_MAX = 64,    /* tokens of such a block at most: the scores live on the stack */
     BLOCK_BYTES = 8192 /* and about these bytes of K, so that a block and the next fit the L1 cache */
 };
 
-/* Sixteen elements, or eight and zeros, as f32. */
-INLINE __m512 load16(enum nkv_dtype dtype, const char *row, size_t d)
-{
-    if (dtype == NKV_F32)
-        return _mm512_loadu_ps((const float *)row + d);
-    if (dtype == NKV_F16)
-        return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(row + 2 * d)));
-    if (dtype == NKV_BF16)
-        return _mm512_castsi512_ps(
-            _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row + 2 * d))), 16));
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(row + d))));
-}
-
-INLINE __m512 load8(enum nkv_dtype dtype, const char *row, size_t d)
-{
-    __m256 x;
-    if (dtype == NKV_F32)
-        x = _mm256_loadu_ps((const float *)row + d);
-    else if (dtype == NKV_F16)
-        x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + 2 * d)));
-    else if (dtype == NKV_BF16)
-        x = _mm256_castsi256_ps(
-            _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row + 2 * d))), 16));
-    else
-        x = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(row + d))));
-    return _mm512_zextps256_ps512(x);
-}
-
-INLINE void prefetch(const char *at, size_t bytes)
+NKV_INLINE void prefetch(const char *at, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64)
-        _mm_prefetch(at + i, _MM_HINT_T0);
-}
-
-INLINE size_t element_bytes(enum nkv_dtype dtype)
-{
-    return dtype == NKV_F32 ? 4 : dtype == NKV_Q8_0 ? 1 : 2;
+        _mm_prefetch(at + i, _MM_HINT_T1);
 }
 
 /* A block: some tokens of a page, and the block that will be folded after it (prefetched; any of those NULL). */
@@ -76,44 +41,53 @@ struct rows {
     const float *q[ROWS_MAX];
     float *o[ROWS_MAX];
     float m[ROWS_MAX], l[ROWS_MAX], keep[ROWS_MAX];
-    float weight[ROWS_MAX][BLOCK_MAX] __attribute__((aligned(64))); /* scores, then weights */
+    _Alignas(64) float weight[ROWS_MAX][BLOCK_MAX]; /* scores, then weights */
 };
 
 /* Scores of n_rows x n_cols pairs, n_rows * n_cols <= 16: that many chains of sums, one transposing reduction. */
-INLINE void score_tile(enum nkv_dtype dtype, int n_rows, int n_cols, const struct block *b, struct rows *rows, size_t t)
+NKV_INLINE void score_tile(enum nkv_dtype dtype, int n_rows, int n_cols, const struct block *b, struct rows *rows,
+                           size_t t)
 {
-    size_t row_bytes = b->dim * element_bytes(dtype), d = 0;
+    size_t row_bytes = b->dim * nkv_element_bytes(dtype), d = 0;
     const char *k[16];
+    NKV_UNROLL
     for (int j = 0; j < n_cols; j++)
         k[j] = b->k + (t + (size_t)j < b->n_tokens ? t + (size_t)j : b->n_tokens - 1) * row_bytes;
     __m512 sum[16];
+    NKV_UNROLL
     for (int i = 0; i < 16; i++)
         sum[i] = _mm512_setzero_ps();
     for (; d + 16 <= b->dim; d += 16) {
         __m512 key[16];
+        NKV_UNROLL
         for (int j = 0; j < n_cols; j++)
-            key[j] = load16(dtype, k[j], d);
+            key[j] = nkv_load16(dtype, k[j], d);
+        NKV_UNROLL
         for (int r = 0; r < n_rows; r++) {
             __m512 q = _mm512_loadu_ps(rows->q[r] + d);
+            NKV_UNROLL
             for (int j = 0; j < n_cols; j++)
                 sum[r * n_cols + j] = _mm512_fmadd_ps(q, key[j], sum[r * n_cols + j]);
         }
     }
     if (d < b->dim)
-        for (int r = 0; r < n_rows; r++)
-            for (int j = 0; j < n_cols; j++)
-                sum[r * n_cols + j] = _mm512_fmadd_ps(load8(NKV_F32, (const char *)rows->q[r], d),
-                                                      load8(dtype, k[j], d), sum[r * n_cols + j]);
-    float out[16] __attribute__((aligned(64)));
+        NKV_UNROLL
+    for (int r = 0; r < n_rows; r++)
+        NKV_UNROLL
+    for (int j = 0; j < n_cols; j++)
+        sum[r * n_cols + j] = _mm512_fmadd_ps(nkv_load8(NKV_F32, (const char *)rows->q[r], d),
+                                              nkv_load8(dtype, k[j], d), sum[r * n_cols + j]);
+    _Alignas(64) float out[16];
     _mm512_store_ps(out, nkv_sum16(sum));
+    NKV_UNROLL
     for (int r = 0; r < n_rows; r++)
         memcpy(&rows->weight[r][t], &out[r * n_cols], (size_t)n_cols * sizeof(float));
 }
 
-INLINE void score_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
+NKV_INLINE void score_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
 {
     int n_cols = 16 / n_rows;
-    size_t row_bytes = b->dim * element_bytes(dtype);
+    size_t row_bytes = b->dim * nkv_element_bytes(dtype);
     for (size_t t = 0; t < b->n_tokens; t += (size_t)n_cols) {
         if (b->next_k != NULL)
             prefetch(b->next_k + t * row_bytes, (size_t)n_cols * row_bytes);
@@ -122,52 +96,62 @@ INLINE void score_block(enum nkv_dtype dtype, int n_rows, const struct block *b,
 }
 
 /* o = keep * o + sum_t weight[t] v[t], dimensions d.. d + 16 * n_vec (n_vec 0: eight). */
-INLINE void fold_values(enum nkv_dtype dtype, int n_rows, int n_vec, const struct block *b, struct rows *rows, size_t d,
-                        size_t ahead_bytes, const char *ahead)
+NKV_INLINE void fold_values(enum nkv_dtype dtype, int n_rows, int n_vec, const struct block *b, struct rows *rows,
+                            size_t d, size_t ahead_bytes, const char *ahead)
 {
-    size_t row_bytes = b->dim * element_bytes(dtype);
+    size_t row_bytes = b->dim * nkv_element_bytes(dtype);
     __m512 o[ROWS_MAX][8];
+    NKV_UNROLL
     for (int r = 0; r < n_rows; r++)
-        for (int c = 0; c < n_vec; c++)
-            o[r][c] = _mm512_mul_ps(_mm512_loadu_ps(rows->o[r] + d + 16 * (size_t)c), _mm512_set1_ps(rows->keep[r]));
+        NKV_UNROLL
+    for (int c = 0; c < n_vec; c++)
+        o[r][c] = _mm512_mul_ps(_mm512_loadu_ps(rows->o[r] + d + 16 * (size_t)c), _mm512_set1_ps(rows->keep[r]));
     const char *v = b->v;
     for (size_t t = 0; t < b->n_tokens; t++, v += row_bytes) {
         if (ahead != NULL)
             prefetch(ahead + t * ahead_bytes, ahead_bytes);
         __m512 value[8];
+        NKV_UNROLL
         for (int c = 0; c < n_vec; c++)
-            value[c] = load16(dtype, v, d + 16 * (size_t)c);
+            value[c] = nkv_load16(dtype, v, d + 16 * (size_t)c);
+        NKV_UNROLL
         for (int r = 0; r < n_rows; r++) {
             __m512 w = _mm512_set1_ps(rows->weight[r][t]);
+            NKV_UNROLL
             for (int c = 0; c < n_vec; c++)
                 o[r][c] = _mm512_fmadd_ps(w, value[c], o[r][c]);
         }
     }
+    NKV_UNROLL
     for (int r = 0; r < n_rows; r++)
-        for (int c = 0; c < n_vec; c++)
-            _mm512_storeu_ps(rows->o[r] + d + 16 * (size_t)c, o[r][c]);
+        NKV_UNROLL
+    for (int c = 0; c < n_vec; c++)
+        _mm512_storeu_ps(rows->o[r] + d + 16 * (size_t)c, o[r][c]);
 }
 
-INLINE void fold_values8(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows, size_t d)
+NKV_INLINE void fold_values8(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows, size_t d)
 {
-    size_t row_bytes = b->dim * element_bytes(dtype);
+    size_t row_bytes = b->dim * nkv_element_bytes(dtype);
     __m256 o[ROWS_MAX];
+    NKV_UNROLL
     for (int r = 0; r < n_rows; r++)
         o[r] = _mm256_mul_ps(_mm256_loadu_ps(rows->o[r] + d), _mm256_set1_ps(rows->keep[r]));
     for (size_t t = 0; t < b->n_tokens; t++) {
-        __m256 value = _mm512_castps512_ps256(load8(dtype, b->v + t * row_bytes, d));
+        __m256 value = _mm512_castps512_ps256(nkv_load8(dtype, b->v + t * row_bytes, d));
+        NKV_UNROLL
         for (int r = 0; r < n_rows; r++)
             o[r] = _mm256_fmadd_ps(_mm256_set1_ps(rows->weight[r][t]), value, o[r]);
     }
+    NKV_UNROLL
     for (int r = 0; r < n_rows; r++)
         _mm256_storeu_ps(rows->o[r] + d, o[r]);
 }
 
-INLINE void value_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
+NKV_INLINE void value_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
 {
     enum { WIDE_MAX = 8 };
     int n_vec = n_rows <= 2 ? WIDE_MAX : 16 / n_rows;
-    size_t width = 16 * (size_t)n_vec, d = 0, row_bytes = b->dim * element_bytes(dtype);
+    size_t width = 16 * (size_t)n_vec, d = 0, row_bytes = b->dim * nkv_element_bytes(dtype);
     size_t passes = b->dim / width, ahead_bytes = passes > 0 ? row_bytes / passes : 0;
     const char *ahead = b->next_v;
     for (; d + width <= b->dim; d += width) {
@@ -184,9 +168,10 @@ INLINE void value_block(enum nkv_dtype dtype, int n_rows, const struct block *b,
 }
 
 /* Scores to weights; (m, l) of the rows. */
-INLINE void weigh_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
+NKV_INLINE void weigh_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
 {
     const __m512 none = _mm512_set1_ps(-INFINITY);
+    NKV_UNROLL
     for (int r = 0; r < n_rows; r++) {
         float *weight = rows->weight[r];
         __m512 top = _mm512_set1_ps(rows->m[r]), sum = _mm512_setzero_ps();
@@ -215,7 +200,7 @@ INLINE void weigh_block(enum nkv_dtype dtype, int n_rows, const struct block *b,
     }
 }
 
-INLINE void fold_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
+NKV_INLINE void fold_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
 {
     score_block(dtype, n_rows, b, rows);
     weigh_block(dtype, n_rows, b, rows);
@@ -223,9 +208,9 @@ INLINE void fold_block(enum nkv_dtype dtype, int n_rows, const struct block *b, 
 }
 
 /* The rows first .. first + n_rows - 1 (n_rows <= ROWS_MAX), which all see the first n_seen tokens. */
-INLINE void fold_rows(enum nkv_dtype dtype, const struct nkv_attend *a, size_t first, size_t n_rows, size_t n_seen)
+NKV_INLINE void fold_rows(enum nkv_dtype dtype, const struct nkv_attend *a, size_t first, size_t n_rows, size_t n_seen)
 {
-    size_t dim = a->dim, row_bytes = dim * element_bytes(dtype);
+    size_t dim = a->dim, row_bytes = dim * nkv_element_bytes(dtype);
     struct rows rows;
     for (size_t r = 0; r < ROWS_MAX; r++) {
         size_t row = first + (r < n_rows ? r : n_rows - 1);
@@ -262,16 +247,13 @@ INLINE void fold_rows(enum nkv_dtype dtype, const struct nkv_attend *a, size_t f
     }
 }
 
-INLINE size_t tokens_seen(const struct nkv_attend *a, size_t row)
+NKV_INLINE void attend(enum nkv_dtype dtype, const struct nkv_attend *a)
 {
-    return a->visible != NULL && a->visible[row] < a->n_tokens ? a->visible[row] : a->n_tokens;
-}
-
-INLINE void attend(enum nkv_dtype dtype, const struct nkv_attend *a)
-{
+    if (a->n_rows > ROWS_MAX && nkv_avx512_attend_many(dtype, a))
+        return;
     for (size_t row = 0, n; row < a->n_rows; row += n) {
-        size_t n_seen = tokens_seen(a, row);
-        for (n = 1; n < ROWS_MAX && row + n < a->n_rows && tokens_seen(a, row + n) == n_seen;)
+        size_t n_seen = nkv_tokens_seen(a, row);
+        for (n = 1; n < ROWS_MAX && row + n < a->n_rows && nkv_tokens_seen(a, row + n) == n_seen;)
             n++;
         if (n_seen > 0)
             fold_rows(dtype, a, row, n, n_seen);
