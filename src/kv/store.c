@@ -122,6 +122,11 @@ uint32_t nkv_store_max_pages(const struct nkv_store *store)
     return scored > store->slot_pool.n ? (uint32_t)scored : store->slot_pool.n;
 }
 
+uint32_t nkv_store_total_pages(const struct nkv_store *store)
+{
+    return store->slot_pool.n;
+}
+
 uint64_t nkv_store_used_bytes(const struct nkv_store *store)
 {
     return store->slot_pool.n_used * store->page_bytes + store->chunk_pool.n_used * store->chunk_bytes;

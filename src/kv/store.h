@@ -60,6 +60,8 @@ void nkv_store_memory(const struct nkv_store *store, void **base_out, size_t *by
 const struct nkv_kv_shape *nkv_store_shape(const struct nkv_store *store);
 /* Most pages that a sequence of this store can ever score, digests without pages included. */
 uint32_t nkv_store_max_pages(const struct nkv_store *store);
+/* Pages that fit an empty store; never changes, so any thread may ask. */
+uint32_t nkv_store_total_pages(const struct nkv_store *store);
 /* Fills all but busy_ns, n_commands and size. */
 void nkv_store_stat(const struct nkv_store *store, struct nkv_device_stat *stat_out);
 

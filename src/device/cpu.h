@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* device/cpu.h: the CPU device's insides, shared by its files. Everything here runs on the leader thread. */
+#ifndef NKV_DEVICE_CPU_H
+#define NKV_DEVICE_CPU_H
+
+#include <nearkv/device.h>
+#include <nearkv/nearkv.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/mem.h"
+#include "base/team.h"
+#include "device/cpu_queue.h"
+#include "kernels/kernels.h"
+#include "kv/store.h"
+
+/* Work of fewer bytes than this is not worth waking the team for. */
+#define NKV_CPU_SERIAL_BYTES ((uint64_t)64 << 10)
+
+/* What one thread needs while it attends: sized at open. */
+struct nkv_cpu_rank {
+    float *q, *o, *m, *l; /* [max_rows][D], [max_rows][D], [max_rows], [max_rows] */
+    uint32_t *visible;    /* [max_rows] */
+    void *kernel;         /* the attend kernel's scratch */
+};
+
+/* Lists of a command, copied out of the window and checked. */
+struct nkv_cpu_lists {
+    uint32_t n_units;
+    uint32_t **ids; /* [n_units] */
+    uint32_t *n;    /* [n_units] */
+    uint32_t *free; /* scratch behind them */
+    uint64_t n_all; /* sum of n */
+};
+
+/* Published by the leader after each command, read by the client. */
+struct nkv_cpu_stat {
+    _Atomic uint64_t used_bytes, resident_bytes, busy_ns, n_commands;
+    _Atomic uint32_t n_sequences, n_free_pages;
+};
+
+struct nkv_cpu {
+    struct nkv_device device; /* first */
+    struct nkv_kv_shape shape;
+    char name[64];
+    uint64_t capacity_bytes;
+    uint32_t n_threads, group; /* query heads per KV head */
+    float scale;
+    struct nkv_store *store;
+    struct nkv_team *team;
+    struct nkv_cpu_binding *binding; /* NULL: the system places threads and memory */
+
+    char *window;
+    uint64_t window_bytes;
+    struct nkv_region window_memory, list_memory; /* both sized by map */
+
+    /* sized at open, committed on first touch */
+    struct nkv_region scratch;
+    float *q_sums;              /* SELECT: [KVH][2][D]: q_pos, q_neg */
+    float *scores;              /* SELECT: [KVH][max_pages] */
+    uint32_t *ranked, *chosen;  /* SELECT: [KVH][max_pages] each */
+    float *partials;            /* ATTEND: [NKV_CPU_PARTS] blocks of partial_floats */
+    size_t partial_floats;      /* o [max_rows][D], m [max_rows], l [max_rows] */
+    struct nkv_cpu_rank *ranks; /* [n_threads] */
+    uint32_t **unit_ids;        /* [KVH] */
+    uint32_t *unit_n;           /* [KVH] */
+    uint32_t max_pages, max_rows;
+
+    struct nkv_cpu_queue *queue;
+    struct nkv_cpu_stat stat;
+    pthread_t leader;
+};
+
+/* Tasks of one ATTEND that have a partial of their own. */
+#define NKV_CPU_PARTS 128u
+
+/* Query rows that one task of a prefill block holds at most (if a single token does not have more). */
+#define NKV_CPU_BLOCK_ROWS 256u
+
+/* ---- cpu_scratch.c ---- */
+int nkv_cpu_scratch_open(struct nkv_cpu *cpu);
+void nkv_cpu_scratch_close(struct nkv_cpu *cpu);
+/* The window and the scratch for lists, at least `bytes`. State after a failure: unchanged. */
+int nkv_cpu_window_map(struct nkv_cpu *cpu, uint64_t bytes);
+
+/* ---- cpu_check.c: operands of a command. Every failure leaves a message. ---- */
+
+/* Op, flags, reserved fields, and that fields the op does not name are 0. */
+int nkv_cpu_check_fields(const struct nkv_cmd *cmd);
+/* The command's sequence, and that its layer exists where the op names one. */
+int nkv_cpu_check_seq(const struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq **seq_out);
+/* bytes at offset of the window. */
+int nkv_cpu_check_operand(const struct nkv_cpu *cpu, const char *what, uint64_t offset, uint64_t bytes,
+                          void *operand_out /* void ** */);
+/* What is written at out must not overlap what is read at in. */
+int nkv_cpu_check_disjoint(uint64_t out, uint64_t out_bytes, uint64_t in, uint64_t in_bytes);
+/* Units of a command: 1, or with NKV_PER_HEAD the KV heads. */
+uint32_t nkv_cpu_units(const struct nkv_cpu *cpu, const struct nkv_cmd *cmd);
+/* lists(cap) at list_offset into scratch; ids are not checked. */
+int nkv_cpu_take_lists(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, uint32_t cap, struct nkv_cpu_lists *lists_out);
+/* That the layer holds every id. ascending: and that they ascend without repeats. */
+int nkv_cpu_check_ids(const struct nkv_cpu *cpu, const struct nkv_kv_seq *seq, uint32_t layer,
+                      const struct nkv_cpu_lists *lists, bool ascending);
+/* a * b, saturating. */
+uint64_t nkv_cpu_times(uint64_t a, uint64_t b);
+
+/* ---- the ops. returns: the completion's res. ---- */
+int nkv_cpu_append(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
+int nkv_cpu_select(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
+int nkv_cpu_attend(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
+int nkv_cpu_read(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
+int nkv_cpu_write(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
+
+/* Runs tasks on the team, or here when they touch few bytes. Same results either way. */
+void nkv_cpu_tasks(struct nkv_cpu *cpu, uint64_t bytes, uint32_t n_tasks, nkv_task_fn fn, void *arg);
+
+/* ---- cpu_bind.c ---- */
+
+/*
+ * Finds where threads and memory belong. node < 0: none was asked for: on a machine with one NUMA node NULL, else
+ * memory is interleaved. n_cpus_out: CPUs beside the memory.
+ * returns: 0, NKV_EINVAL: no such node, NKV_ENOMEM.
+ */
+int nkv_cpu_binding_open(int node, struct nkv_cpu_binding **binding_out, uint32_t *n_cpus_out);
+void nkv_cpu_binding_close(struct nkv_cpu_binding *binding);
+/* Hints: where the system refuses, everything works, slower. NULL is allowed. */
+void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding);
+void nkv_cpu_bind_memory(const struct nkv_cpu_binding *binding, void *base, size_t bytes);
+/* Bytes that this process could still use: free memory of the system and of its cgroups. */
+uint64_t nkv_cpu_available_bytes(void);
+
+#endif
