@@ -32,11 +32,6 @@ static bool slot_less(const void *context, uint32_t a, uint32_t b)
     return resident[a] != resident[b] ? resident[a] < resident[b] : a < b;
 }
 
-void nkv_sort_slots(uint32_t *slots, uint32_t n, const uint32_t *resident)
-{
-    heap_sort(slots, n, slot_less, resident);
-}
-
 static void match_begin(struct match *match, const uint32_t *resident, uint32_t n_slots, uint32_t *scratch)
 {
     *match = (struct match){resident, n_slots, scratch, scratch + n_slots};
@@ -44,7 +39,7 @@ static void match_begin(struct match *match, const uint32_t *resident, uint32_t 
         match->order[slot] = slot;
         match->steady[slot] = 0;
     }
-    nkv_sort_slots(match->order, n_slots, resident);
+    heap_sort(match->order, n_slots, slot_less, resident);
 }
 
 /* Marks the slot that holds `page` as steady. returns: whether there is one. */

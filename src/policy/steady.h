@@ -38,7 +38,4 @@ struct nkv_recall_plan nkv_arkvale_recall(const uint32_t *chosen, uint32_t n_cho
                                           uint32_t *scratch, uint32_t *steady_out, uint32_t *recall_out,
                                           uint32_t *slots_out);
 
-/* Orders slots by the pages they hold (no allocation). pre: they are below the table's length. */
-void nkv_sort_slots(uint32_t *slots, uint32_t n, const uint32_t *resident);
-
 #endif

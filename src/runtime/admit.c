@@ -148,7 +148,7 @@ int seq_bytes(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, uint6
 int nkv_compute_estimate(const struct nkv_kv_shape *shape, const struct nkv_seq_options *options, uint64_t *bytes_out)
 {
     struct nkv_seq seq = {0};
-    uint64_t home, compute;
+    uint64_t home = 0, compute = 0;
 
     TRY(nkv_kv_shape_check(shape));
     TRY(seq_resolve(shape, options, &seq));
@@ -194,7 +194,7 @@ static int refuse(const struct nkv_context *context, const struct nkv_seq *seq, 
 
 static int check_compute(const struct nkv_context *context, uint64_t need)
 {
-    uint64_t have;
+    uint64_t have = 0;
 
     if (need == 0)
         return 0;
@@ -214,7 +214,7 @@ static int check_compute(const struct nkv_context *context, uint64_t need)
 
 int seq_place(struct nkv_context *context, struct nkv_seq *seq)
 {
-    uint64_t home, compute, most = 0;
+    uint64_t home = 0, compute = 0, most = 0;
     int device;
 
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
@@ -233,7 +233,7 @@ int seq_place(struct nkv_context *context, struct nkv_seq *seq)
 
 int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *seq)
 {
-    uint64_t home, compute;
+    uint64_t home = 0, compute = 0;
 
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
     return check_compute(context, compute);

@@ -11,7 +11,8 @@
  * order: an ATTEND of the new page is submitted after the WRITE that brings it (lanes of the same layer are drained
  * first). What a device wrote in its lists is checked before it is used as an index.
  *
- * Slots are attended in the order of the pages they hold, so that results do not depend on which slot a page got.
+ * Slots are attended in ascending order, one stream through the compute side's memory; which slot a page gets follows
+ * from the history of sets alone, so results repeat.
  */
 #include "runtime/runtime.h"
 
@@ -81,27 +82,20 @@ static int32_t plan_write(struct nkv_ticket *lane, uint32_t index, uint32_t cap)
     return plan_add(lane, index, ROLE_WRITE, lane->context->compute, cmd, work->last[ROLE_READ]);
 }
 
-/* Appends to an empty or steady slot list the slots that are being filled, and orders it by page. */
-static void merge_slots(const struct nkv_seq *seq, const uint32_t *resident, uint32_t *list, const uint32_t *slots,
-                        uint32_t n_slots)
+/* Adds the slots that are being filled to the steady ones; an ATTEND wants them ascending. */
+static void merge_slots(const struct nkv_seq *seq, uint32_t *list, const uint32_t *slots, uint32_t n_slots)
 {
-    uint32_t n = list[0];
-
-    for (uint32_t i = 0; i < n_slots && n < seq->n_slots; i++)
-        list[1 + n++] = slots[i];
-    list[0] = n;
-    nkv_sort_slots(list + 1, n, resident);
+    for (uint32_t i = 0; i < n_slots && list[0] < seq->n_slots; i++)
+        list[1 + list[0]++] = slots[i];
+    nkv_sort_ids(list + 1, list[0]);
 }
 
 static void list_resident(const struct nkv_seq *seq, const uint32_t *resident, uint32_t *list)
 {
-    uint32_t n = 0;
-
+    list[0] = 0;
     for (uint32_t slot = 0; slot < seq->n_slots; slot++)
         if (resident[slot] != NKV_PAGE_NONE)
-            list[1 + n++] = slot;
-    list[0] = n;
-    nkv_sort_slots(list + 1, n, resident);
+            list[1 + list[0]++] = slot;
 }
 
 /* What Steady-Select left in the home window for one unit. */
@@ -152,16 +146,16 @@ static uint32_t take_steady(struct nkv_ticket *lane, struct work *work, uint32_t
     uint32_t *resident = seq_resident(seq, lane->layer, unit);
     uint32_t *slot_list = list_at(compute, work->compute_base + work->compute.slot_list, unit, seq->n_slots);
     uint32_t *write_list = list_at(compute, work->compute_base + work->compute.write_list, unit, seq->n_slots);
+    bool same_step = work->method == METHOD_PNG_SAME_STEP;
 
     memcpy(slot_list, lists->steady, 4u * ((size_t)lists->steady[0] + 1));
     memcpy(write_list, lists->slots, 4u * ((size_t)lists->slots[0] + 1));
     for (uint32_t i = 1; i <= lists->recall[0]; i++)
         resident[lists->slots[i]] = lists->recall[i];
-    if (work->method == METHOD_PNG_SAME_STEP) {
+    if (same_step)
         list_without_recalled(list_at(seq->home, work->home_base + work->home.list, unit, seq->budget_pages), lists,
                               lane->context->scratch);
-        merge_slots(seq, resident, slot_list, lists->slots + 1, lists->slots[0]);
-    }
+    merge_slots(seq, slot_list, lists->slots + 1, same_step ? lists->slots[0] : 0);
     *n_attended += slot_list[0];
     seq->stats.steady_pages += lists->steady[0];
     return lists->recall[0];
@@ -241,7 +235,7 @@ static uint32_t take_arkvale(struct nkv_ticket *lane, struct work *work, uint32_
     if (seq->options.attend_resident)
         list_resident(seq, resident, slot_list);
     else
-        merge_slots(seq, resident, slot_list, write_list + 1, plan.n_recall);
+        merge_slots(seq, slot_list, write_list + 1, plan.n_recall);
     *n_attended += slot_list[0];
     seq->stats.steady_pages += plan.n_steady;
     return plan.n_recall;
