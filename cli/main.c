@@ -1,9 +1,53 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* nearkv: finds the subcommand. Exit status: 0, 1 failed, 2 wrong usage. */
 #include <nearkv/nearkv.h>
 #include <stdio.h>
+#include <string.h>
 
-int main(void)
+#include "bench.h"
+#include "cli.h"
+#include "commands.h"
+
+static const struct {
+    const char *name;
+    int (*main)(int argc, char **argv);
+    const char *what;
+} commands[] = {
+    {"run", run_main, "answer a prompt"},
+    {"eval", eval_main, "measure answers: needle"},
+    {"bench", bench_main, "measure speed: attend, decode, prefill"},
+    {"info", info_main, "topology, kernels, model, memory estimate"},
+    {"needle", needle_main, "write the built-in needle model as a GGUF file"},
+};
+
+static void print_usage(FILE *file)
 {
-    puts("nearkv " NKV_VERSION);
-    return 0;
+    fputs("usage: nearkv COMMAND [options]\n\n", file);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        fprintf(file, "  %-8s %s\n", commands[i].name, commands[i].what);
+    fputs("\nnearkv COMMAND --help lists its options; nearkv --version prints the version.\n", file);
+}
+
+int main(int argc, char **argv)
+{
+    const char *name = argc > 1 ? argv[1] : "";
+
+    if (strcmp(name, "--help") == 0 || strcmp(name, "help") == 0) {
+        print_usage(stdout);
+        return CLI_OK;
+    }
+    if (strcmp(name, "--version") == 0) {
+        printf("nearkv %s\n", nkv_version());
+        return CLI_OK;
+    }
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        if (strcmp(name, commands[i].name) != 0)
+            continue;
+        argv[1] = argv[0];
+        return commands[i].main(argc - 1, argv + 1);
+    }
+    if (*name)
+        fprintf(stderr, "nearkv: no command '%s'\n", name);
+    print_usage(stderr);
+    return CLI_USAGE;
 }

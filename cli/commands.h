@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* commands.h: the subcommands. argv[0] is the program; each returns its exit status. */
+#ifndef NKV_CLI_COMMANDS_H
+#define NKV_CLI_COMMANDS_H
+
+int run_main(int argc, char **argv);
+int eval_main(int argc, char **argv);
+int eval_needle_main(int argc, char **argv);
+int info_main(int argc, char **argv);
+int needle_main(int argc, char **argv);
+
+#endif

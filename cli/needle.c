@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* nearkv needle: writes the built-in needle model as a GGUF file, for other programs. */
+#include <getopt.h>
+#include <nearkv/model.h>
+#include <stdio.h>
+
+#include "cli.h"
+#include "commands.h"
+
+static void print_help(void)
+{
+    puts("usage: nearkv needle -o FILE [--type f16|f32]\n"
+         "Writes the built-in needle model, a Llama over bytes whose weights are set by hand, as a GGUF file.\n\n"
+         "  -o, --output FILE   appears whole or not at all\n"
+         "  --type f16|f32      of the matrices (f16)");
+}
+
+int needle_main(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"output", required_argument, NULL, 'o'},
+        {"type", required_argument, NULL, 't'},
+        {"help", no_argument, NULL, 'h'},
+        {0},
+    };
+    const char *path = NULL;
+    enum nkv_dtype dtype = NKV_F16;
+    int option;
+
+    while ((option = getopt_long(argc, argv, "o:", options, NULL)) != -1) {
+        if (option == 'h') {
+            print_help();
+            return CLI_OK;
+        } else if (option == 'o') {
+            path = optarg;
+        } else if (option != 't') {
+            return cli_usage("see nearkv needle --help");
+        } else if (nkv_dtype_parse(optarg, &dtype) < 0 || (dtype != NKV_F16 && dtype != NKV_F32)) {
+            return cli_usage("--type %s: give f16 or f32", optarg);
+        }
+    }
+    if (optind < argc)
+        return cli_usage("unexpected argument '%s': the file goes after -o", argv[optind]);
+    if (!path)
+        return cli_usage("give the file to write with -o FILE");
+    return nkv_needle_write(path, dtype) < 0 ? cli_fail("%s", nkv_last_error()) : CLI_OK;
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* progress.h: time, the progress bar on a terminal, and Ctrl-C. */
+#ifndef NKV_CLI_PROGRESS_H
+#define NKV_CLI_PROGRESS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Monotonic nanoseconds. */
+uint64_t progress_now_ns(void);
+
+struct progress {
+    const char *what; /* "prefill" */
+    uint64_t start_ns, shown_ns;
+    bool is_terminal;
+};
+void progress_start(struct progress *progress, const char *what);
+/* An nkv_progress_fn; arg: a struct progress. returns: nonzero after Ctrl-C. */
+int progress_update(void *arg, uint64_t n_done, uint64_t n_total);
+/* Wipes the bar. */
+void progress_end(struct progress *progress);
+
+/* From now on SIGINT and SIGTERM set a flag that ends the work cleanly; a second one kills as usual. */
+void progress_catch_interrupt(void);
+bool progress_interrupted(void);
+
+#endif

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * nearkv run: answers prompts. FILE's text comes before each TEXT. Several prompts run as one batch; what their tokens
+ * have in common at the beginning is fed once on each device and forked, so that ten questions about one book read the
+ * book once. (The common part is found in the tokens, not in the text: a tokenizer may join FILE's end and TEXT.)
+ */
+#include "run.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+#include "commands.h"
+#include "progress.h"
+
+enum { OPTION_TEMP = SESSION_END, OPTION_TOP_K, OPTION_TOP_P, OPTION_SEED, OPTION_JSON, OPTION_HELP };
+
+static void print_help(void)
+{
+    printf("usage: nearkv run [-m MODEL] [-f FILE] [-p TEXT]... [-n N] [options]\n"
+           "Answers a prompt: FILE's text, then TEXT. -p may repeat: one sequence and one answer each.\n\n"
+           "  -f FILE                 text before TEXT (\"-\": standard input)\n"
+           "  -p, --prompt TEXT\n"
+           "  -n N                    at most N new tokens (128)\n"
+           "  --temp T                temperature; 0 is greedy (0)\n"
+           "  --top-k K               sample from the K likeliest; 0: all (0)\n"
+           "  --top-p P               sample from the likeliest that make up P (1)\n"
+           "  --seed S                of sampling (0)\n"
+           "  --json                  one JSON object on stdout (schema nearkv.run/1)\n"
+           "%s",
+           session_help);
+}
+
+static int own_option(struct run_options *o, int option, const char *arg)
+{
+    switch (option) {
+    case 'f':
+        o->file = arg;
+        return CLI_OK;
+    case 'p':
+        if (o->n_prompts == RUN_MAX_PROMPTS)
+            return cli_usage("-p: at most %u prompts", RUN_MAX_PROMPTS);
+        o->prompts[o->n_prompts++] = arg;
+        return CLI_OK;
+    case 'n':
+        return cli_u32("-n", arg, 1, 1u << 24, &o->max_tokens);
+    case OPTION_TEMP:
+        return cli_float("--temp", arg, 0, 100, &o->sampler.temperature);
+    case OPTION_TOP_K:
+        return cli_u32("--top-k", arg, 0, 1u << 30, &o->sampler.top_k);
+    case OPTION_TOP_P:
+        return cli_float("--top-p", arg, 0, 1, &o->sampler.top_p);
+    case OPTION_SEED:
+        return cli_u64("--seed", arg, 0, UINT64_MAX, &o->sampler.seed);
+    case OPTION_JSON:
+        o->json = true;
+        return CLI_OK;
+    default:
+        return session_option(&o->session, option, arg);
+    }
+}
+
+/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
+static int parse(int argc, char **argv, struct run_options *o)
+{
+    static const struct option options[] = {
+        SESSION_LONG_OPTIONS,
+        {"file", required_argument, NULL, 'f'},
+        {"prompt", required_argument, NULL, 'p'},
+        {"temp", required_argument, NULL, OPTION_TEMP},
+        {"top-k", required_argument, NULL, OPTION_TOP_K},
+        {"top-p", required_argument, NULL, OPTION_TOP_P},
+        {"seed", required_argument, NULL, OPTION_SEED},
+        {"json", no_argument, NULL, OPTION_JSON},
+        {"help", no_argument, NULL, OPTION_HELP},
+        {0},
+    };
+    int option, rc = CLI_OK;
+
+    *o = (struct run_options){.max_tokens = 128, .sampler = {.size = sizeof o->sampler, .top_p = 1}};
+    session_defaults(&o->session);
+    while (rc == CLI_OK && (option = getopt_long(argc, argv, "m:f:p:n:", options, NULL)) != -1) {
+        if (option == OPTION_HELP) {
+            print_help();
+            return -1;
+        }
+        rc = own_option(o, option, optarg);
+    }
+    if (rc == CLI_OK && optind < argc)
+        rc = cli_usage("unexpected argument '%s'; text for the model goes after -p", argv[optind]);
+    if (rc == CLI_OK && !o->file && o->n_prompts == 0)
+        rc = cli_usage("nothing to answer: give text with -p TEXT, -f FILE or both");
+    return rc == CLI_OK ? session_check(&o->session) : rc;
+}
+
+/* ---- Prompts ----------------------------------------------------------------------------------------------------- */
+
+static int tokenize_prompt(struct run *run, const struct text *file, uint32_t i)
+{
+    const char *prompt = run->options.n_prompts ? run->options.prompts[i] : "";
+    struct text text = {0};
+    int rc = text_append(&text, file->data, file->bytes);
+
+    if (rc == CLI_OK)
+        rc = text_append(&text, prompt, strlen(prompt));
+    if (rc == CLI_OK && text.bytes == 0)
+        rc = cli_usage("prompt %u is empty: give text with -p TEXT or a FILE that is not empty", i + 1);
+    if (rc == CLI_OK && nkv_tokenize(run->session.model, text.data, text.bytes, NKV_TOKENIZE_BOS | NKV_TOKENIZE_SPECIAL,
+                                     &run->prompts[i].tokens, &run->prompts[i].n_tokens) < 0)
+        rc = cli_fail("%s", nkv_last_error());
+    text_free(&text);
+    return rc;
+}
+
+static int check_length(const struct run *run, uint32_t i)
+{
+    uint64_t n = run->prompts[i].n_tokens, limit = run->session.info.context_length;
+
+    if (n == 0)
+        return cli_usage("prompt %u has no tokens", i + 1);
+    if (limit == 0)
+        limit = 1u << 30;
+    if (n + run->options.max_tokens > limit)
+        return cli_usage("prompt %u has %llu tokens: with -n %u that is %llu more than the model's context of %llu",
+                         i + 1, (unsigned long long)n, run->options.max_tokens,
+                         (unsigned long long)(n + run->options.max_tokens - limit), (unsigned long long)limit);
+    return CLI_OK;
+}
+
+static int load_prompts(struct run *run)
+{
+    struct text file = {0};
+    int rc = run->options.file ? text_read(&file, run->options.file) : CLI_OK;
+
+    run->n = run->options.n_prompts ? run->options.n_prompts : 1;
+    for (uint32_t i = 0; rc == CLI_OK && i < run->n; i++) {
+        rc = tokenize_prompt(run, &file, i);
+        if (rc == CLI_OK)
+            rc = check_length(run, i);
+    }
+    text_free(&file);
+    return rc;
+}
+
+/* ---- What it needs ----------------------------------------------------------------------------------------------- */
+
+/* Tokens that every prompt begins with, leaving each at least one of its own; 0 when it is not worth a fork. */
+static uint32_t common_prefix(const struct run *run)
+{
+    size_t n = run->prompts[0].n_tokens - 1;
+
+    for (uint32_t i = 1; i < run->n; i++) {
+        size_t same = 0, limit = run->prompts[i].n_tokens - 1 < n ? run->prompts[i].n_tokens - 1 : n;
+
+        while (same < limit && run->prompts[i].tokens[same] == run->prompts[0].tokens[same])
+            same++;
+        n = same;
+    }
+    return run->n > 1 && n >= run->session.shape.page_tokens ? (uint32_t)n : 0;
+}
+
+static uint32_t max_tokens(const struct run *run, uint32_t i)
+{
+    return (uint32_t)run->prompts[i].n_tokens + run->options.max_tokens;
+}
+
+/* The load of each device when sequences go, one by one, to the one with the most free memory. */
+static int plan_loads(const struct run *run, uint32_t n_devices, struct session_need *need)
+{
+    uint64_t load[SESSION_MAX_DEVICES] = {0}, bytes = 0;
+    int rc = CLI_OK;
+
+    if (run->n_prefix)
+        rc = session_device_bytes(&run->session, 0, run->n_prefix, &bytes);
+    for (uint32_t i = 0; i < run->n_bases; i++)
+        load[i] = bytes;
+    for (uint32_t i = 0; rc == CLI_OK && i < run->n; i++) {
+        uint32_t to = run->n_bases ? i % run->n_bases : 0;
+
+        for (uint32_t d = 1; !run->n_bases && d < n_devices; d++)
+            to = load[d] < load[to] ? d : to;
+        rc = session_device_bytes(&run->session, run->n_prefix, max_tokens(run, i), &bytes);
+        load[to] += bytes;
+    }
+    for (uint32_t d = 0; d < n_devices; d++)
+        need->device_bytes = load[d] > need->device_bytes ? load[d] : need->device_bytes;
+    return rc;
+}
+
+static int plan(struct run *run, struct session_need *need)
+{
+    const struct session_options *o = &run->options.session;
+    uint32_t n_devices = o->n_specs ? o->n_specs : o->n_devices ? o->n_devices : 1;
+    int rc = CLI_OK;
+
+    *need = (struct session_need){.max_batch = run->n};
+    run->n_prefix = common_prefix(run);
+    run->n_bases = run->n_prefix ? (run->n < n_devices ? run->n : n_devices) : 0;
+    for (uint32_t i = 0; rc == CLI_OK && i < run->n; i++) {
+        struct nkv_seq_options seq;
+        uint64_t bytes = 0;
+
+        session_seq_options(&run->session, (uint32_t)run->prompts[i].n_tokens, max_tokens(run, i), &seq);
+        rc = session_compute_bytes(&run->session, &seq, &bytes);
+        need->compute_bytes += bytes;
+    }
+    return rc == CLI_OK ? plan_loads(run, n_devices, need) : rc;
+}
+
+/* A prompt that no device could ever hold is a wrong use, not a busy device. */
+static int check_capacity(const struct run *run)
+{
+    uint64_t largest = 0, bytes;
+    int rc;
+
+    for (uint32_t d = 0; d < run->session.n_devices; d++) {
+        struct nkv_device_report report;
+
+        if (nkv_context_device(run->session.context, d, &report) < 0)
+            return cli_fail("%s", nkv_last_error());
+        largest = report.capacity_bytes > largest ? report.capacity_bytes : largest;
+    }
+    for (uint32_t i = 0; i < run->n; i++) {
+        rc = session_device_bytes(&run->session, 0, max_tokens(run, i), &bytes);
+        if (rc != CLI_OK)
+            return rc;
+        if (bytes > largest)
+            return cli_usage("prompt %u with its answer (%u tokens) needs %s of KV cache, the largest device has %s: "
+                             "%s is missing",
+                             i + 1, max_tokens(run, i), cli_bytes(bytes), cli_bytes(largest),
+                             cli_bytes(bytes - largest));
+    }
+    return CLI_OK;
+}
+
+/* ---- Prefill ----------------------------------------------------------------------------------------------------- */
+
+/* A sequence that its device fails ends there, with its status; decoding reports it and the others go on. */
+static int prefill(struct run *run, struct nkv_seq *seq, const int32_t *tokens, size_t n)
+{
+    struct progress progress;
+    int status;
+
+    if (n == 0)
+        return CLI_OK;
+    progress_start(&progress, "prefill");
+    status = nkv_prefill(run->session.decoder, seq, tokens, n, NULL, progress_update, &progress);
+    progress_end(&progress);
+    if (status == NKV_ECANCELED)
+        return cli_fail("interrupted during prefill");
+    return status < 0 && nkv_seq_status(seq) == 0 ? cli_fail("%s", nkv_last_error()) : CLI_OK;
+}
+
+static int open_bases(struct run *run)
+{
+    int rc = CLI_OK;
+
+    for (uint32_t i = 0; rc == CLI_OK && i < run->n_bases; i++) {
+        struct nkv_seq_options seq;
+
+        session_seq_options(&run->session, (uint32_t)run->prompts[0].n_tokens, run->n_prefix, &seq);
+        if (nkv_seq_open(run->session.context, &seq, &run->bases[i]) < 0)
+            return cli_fail("%s", nkv_last_error());
+        rc = prefill(run, run->bases[i], run->prompts[0].tokens, run->n_prefix);
+        if (rc == CLI_OK && nkv_seq_status(run->bases[i]) < 0)
+            rc = cli_fail("%s", nkv_seq_error(run->bases[i]));
+    }
+    return rc;
+}
+
+static int open_sequence(struct run *run, uint32_t i)
+{
+    struct nkv_sampler_options sampler = run->options.sampler;
+    struct answer *answer = &run->answers[i];
+    struct prompt *prompt = &run->prompts[i];
+    struct nkv_seq_options seq;
+    int status;
+
+    sampler.seed += i;
+    session_seq_options(&run->session, (uint32_t)prompt->n_tokens, max_tokens(run, i), &seq);
+    if (run->n_bases)
+        status = nkv_seq_fork(run->bases[i % run->n_bases], run->n_prefix, &seq, &answer->seq);
+    else
+        status = nkv_seq_open(run->session.context, &seq, &answer->seq);
+    if (status < 0 || nkv_sampler_open(&sampler, &answer->sampler) < 0)
+        return cli_fail("%s", nkv_last_error());
+    answer->start_ns = run->start_ns;
+    answer->last_prompt_token = prompt->tokens[prompt->n_tokens - 1];
+    return prefill(run, answer->seq, prompt->tokens + run->n_prefix, prompt->n_tokens - 1 - run->n_prefix);
+}
+
+static void close_bases(struct run *run)
+{
+    for (uint32_t i = 0; i < run->n_bases; i++) {
+        nkv_seq_close(run->bases[i]);
+        run->bases[i] = NULL;
+    }
+}
+
+static int prefill_all(struct run *run)
+{
+    int rc = open_bases(run);
+
+    for (uint32_t i = 0; rc == CLI_OK && i < run->n; i++)
+        rc = open_sequence(run, i);
+    if (rc == CLI_OK)
+        close_bases(run);
+    run->prefill_ns = progress_now_ns() - run->start_ns;
+    return rc;
+}
+
+/* ---- The run ----------------------------------------------------------------------------------------------------- */
+
+/* Prints what is new in the only answer. (The whole is turned into text each time: bytes of one character may come from
+ * several tokens.) */
+static void stream(void *arg, const struct answer *answer)
+{
+    struct run *run = arg;
+    char *text;
+    size_t bytes;
+
+    if (nkv_detokenize(run->session.model, answer->tokens, answer->n_tokens, 0, &text, &bytes) < 0)
+        return;
+    if (bytes > run->n_printed) {
+        fwrite(text + run->n_printed, 1, bytes - run->n_printed, stdout);
+        fflush(stdout);
+        run->n_printed = bytes;
+    }
+    nkv_text_free(text);
+}
+
+static int decode_all(struct run *run)
+{
+    struct generation generation = {
+        .session = &run->session,
+        .answers = run->answers,
+        .n_answers = run->n,
+        .max_tokens = run->options.max_tokens,
+        .on_token = run->n == 1 && !run->options.json ? stream : NULL,
+        .on_token_arg = run,
+    };
+    int rc;
+
+    run->step_ns = calloc(run->options.max_tokens, sizeof *run->step_ns);
+    if (!run->step_ns)
+        return cli_fail("out of memory for %u step times", run->options.max_tokens);
+    generation.step_ns = run->step_ns;
+    rc = generate(&generation);
+    for (uint32_t i = 1; i < run->options.max_tokens; i++)
+        run->decode_ns += run->step_ns[i];
+    if (run->n_printed)
+        putchar('\n');
+    return rc;
+}
+
+static int run_all(struct run *run)
+{
+    struct session_need need;
+    int rc = session_open_model(&run->session, &run->options.session);
+
+    if (rc == CLI_OK)
+        rc = load_prompts(run);
+    if (rc == CLI_OK)
+        rc = plan(run, &need);
+    if (rc == CLI_OK)
+        rc = session_open_devices(&run->session, &need);
+    if (rc == CLI_OK)
+        rc = check_capacity(run);
+    run->start_ns = progress_now_ns();
+    if (rc == CLI_OK)
+        rc = prefill_all(run);
+    if (rc == CLI_OK)
+        rc = decode_all(run);
+    if (rc == CLI_OK)
+        rc = run->options.json ? run_report_json(run) : run_report_text(run);
+    for (uint32_t i = 0; rc == CLI_OK && i < run->n; i++)
+        if (run->answers[i].status < 0)
+            rc = cli_fail("sequence %u ended: %s", i + 1, run->answers[i].error);
+    return rc;
+}
+
+static void run_close(struct run *run)
+{
+    close_bases(run);
+    for (uint32_t i = 0; i < run->n; i++) {
+        nkv_seq_close(run->answers[i].seq);
+        if (run->answers[i].sampler)
+            nkv_sampler_close(run->answers[i].sampler);
+        answer_free(&run->answers[i]);
+        nkv_tokens_free(run->prompts[i].tokens);
+    }
+    free(run->step_ns);
+    session_close(&run->session);
+}
+
+int run_main(int argc, char **argv)
+{
+    struct run *run = calloc(1, sizeof *run);
+    int rc;
+
+    if (!run)
+        return cli_fail("out of memory");
+    rc = parse(argc, argv, &run->options);
+    if (rc == CLI_OK) {
+        progress_catch_interrupt();
+        rc = run_all(run);
+        run_close(run);
+    }
+    free(run);
+    return rc < 0 ? CLI_OK : rc;
+}

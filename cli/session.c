@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Opens what a subcommand runs on. Devices are as large as the sequences need and no larger (the estimate is exact), so
+ * that the memory which the program takes is the memory it announced; "80 % of what is free", the library's default,
+ * was rejected for a program that shares its machine.
+ */
+#define _GNU_SOURCE
+#include "session.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+#define CHUNK_TOKENS 512u
+/* Up to this many times its prefill budget a prompt is fed densely: on average a token then attends to twice the
+ * budget, which costs less than scoring pages and attending to scattered ones. */
+#define DENSE_BUDGETS 4u
+
+void session_seq_options(const struct session *session, uint32_t n_prompt, uint32_t max_tokens,
+                         struct nkv_seq_options *options_out)
+{
+    struct nkv_seq_options seq = session->options.seq;
+    uint64_t budget = seq.prefill_budget_tokens == NKV_DEFAULT ? seq.budget_tokens : seq.prefill_budget_tokens;
+
+    seq.max_tokens = max_tokens;
+    seq.sparse_prefill = session->options.prefill == NKV_PREFILL_SPARSE ||
+                         (session->options.prefill == NKV_PREFILL_AUTO && n_prompt > DENSE_BUDGETS * budget);
+    *options_out = seq;
+}
+
+int session_device_bytes(const struct session *session, uint32_t n_shared, uint32_t max_tokens, uint64_t *bytes_out)
+{
+    struct nkv_kv_estimate whole, shared;
+    uint32_t page = session->shape.page_tokens;
+
+    if (nkv_kv_estimate(&session->shape, max_tokens, &whole) < 0)
+        return cli_fail("%s", nkv_last_error());
+    *bytes_out = whole.total_bytes;
+    if (n_shared < page)
+        return CLI_OK;
+    /* Full pages are shared; so are digests, by the chunk. A chunk more is added for the one that is not full. */
+    if (nkv_kv_estimate(&session->shape, n_shared / page * page, &shared) < 0)
+        return cli_fail("%s", nkv_last_error());
+    *bytes_out -= shared.total_bytes;
+    if (nkv_kv_estimate(&session->shape, page, &shared) < 0)
+        return cli_fail("%s", nkv_last_error());
+    *bytes_out += shared.digest_bytes;
+    return CLI_OK;
+}
+
+int session_compute_bytes(const struct session *session, const struct nkv_seq_options *seq, uint64_t *bytes_out)
+{
+    if (nkv_compute_estimate(&session->shape, seq, bytes_out) < 0)
+        return cli_usage("%s", nkv_last_error());
+    return CLI_OK;
+}
+
+int session_open_model(struct session *session, const struct session_options *options)
+{
+    int status;
+
+    *session = (struct session){.options = *options};
+    status = nkv_model_open(options->model, &session->model);
+    if (status < 0)
+        return cli_fail("%s", nkv_last_error());
+    nkv_model_info(session->model, &session->info);
+    nkv_model_kv_shape(session->model, options->page_tokens, options->kv, options->digest, &session->shape);
+    if (nkv_kv_shape_check(&session->shape) < 0)
+        return cli_usage("%s", nkv_last_error());
+    return CLI_OK;
+}
+
+int session_work_bytes(const struct session *session, uint32_t max_batch, uint64_t *bytes_out)
+{
+    struct nkv_decoder_options decoder = {
+        .size = sizeof decoder,
+        .n_threads = session->options.n_threads,
+        .max_batch = max_batch,
+        .chunk_tokens = CHUNK_TOKENS,
+    };
+
+    if (nkv_decoder_estimate(session->model, &decoder, bytes_out) < 0)
+        return cli_fail("%s", nkv_last_error());
+    return CLI_OK;
+}
+
+static bool has_capacity(const char *spec)
+{
+    return strstr(spec, "capacity=") != NULL;
+}
+
+static int check_memory(const struct session *session, const struct session_need *need)
+{
+    const struct session_options *o = &session->options;
+    uint64_t bytes;
+    char what[160];
+    int rc = session_work_bytes(session, need->max_batch, &bytes);
+
+    if (rc != CLI_OK)
+        return rc;
+    bytes += need->compute_bytes + session->info.weight_bytes;
+    for (uint32_t i = 0; i < session->n_devices; i++)
+        if (i >= o->n_specs || !has_capacity(o->specs[i]))
+            bytes += need->device_bytes;
+    snprintf(what, sizeof what, "%s (weights %s) with its KV cache (%u x %s)", session->info.name,
+             cli_bytes(session->info.weight_bytes), session->n_devices, cli_bytes(need->device_bytes));
+    return cli_check_memory(what, bytes);
+}
+
+static int open_device(struct session *session, uint32_t i, uint64_t capacity_bytes)
+{
+    const struct session_options *o = &session->options;
+    uint32_t share = o->n_threads / session->n_devices;
+    char name[32], spec[4096];
+    struct nkv_device_config config = {
+        .size = sizeof config,
+        .shape = session->shape,
+        .capacity_bytes = capacity_bytes,
+        .n_threads = share ? share : 1,
+        .name = name,
+    };
+    int n;
+
+    snprintf(name, sizeof name, "cpu%u", i);
+    if (!o->trace)
+        n = snprintf(spec, sizeof spec, "%s", i < o->n_specs ? o->specs[i] : "cpu");
+    else if (session->n_devices == 1)
+        n = snprintf(spec, sizeof spec, "record:%s:%s", o->trace, i < o->n_specs ? o->specs[i] : "cpu");
+    else
+        n = snprintf(spec, sizeof spec, "record:%s.%u:%s", o->trace, i, i < o->n_specs ? o->specs[i] : "cpu");
+    if (n < 0 || (size_t)n >= sizeof spec)
+        return cli_usage("device spec number %u is longer than %zu bytes", i, sizeof spec);
+    if (nkv_device_open(spec, &config, &session->devices[i]) == NKV_EINVAL)
+        return cli_usage("--device %s: %s", spec, nkv_last_error());
+    return session->devices[i] ? CLI_OK : cli_fail("%s", nkv_last_error());
+}
+
+static int open_compute(struct session *session, uint64_t capacity_bytes)
+{
+    struct nkv_device_config config = {
+        .size = sizeof config,
+        .shape = session->shape,
+        .capacity_bytes = capacity_bytes,
+        .n_threads = session->options.n_threads,
+        .name = "compute",
+    };
+
+    if (capacity_bytes == 0)
+        return CLI_OK;
+    if (nkv_device_open("cpu", &config, &session->compute) < 0)
+        return cli_fail("%s", nkv_last_error());
+    return CLI_OK;
+}
+
+static int open_decoder(struct session *session, uint32_t max_batch)
+{
+    struct nkv_context_options context = {
+        .size = sizeof context,
+        .shape = session->shape,
+        .devices = session->devices,
+        .n_devices = session->n_devices,
+        .compute = session->compute,
+        .max_batch = max_batch,
+        .max_tokens = max_batch > CHUNK_TOKENS ? max_batch : CHUNK_TOKENS,
+    };
+    struct nkv_decoder_options decoder = {
+        .size = sizeof decoder,
+        .n_threads = session->options.n_threads,
+        .max_batch = max_batch,
+        .chunk_tokens = CHUNK_TOKENS,
+    };
+
+    if (nkv_context_open(&context, &session->context) < 0 ||
+        nkv_decoder_open(session->model, session->context, &decoder, &session->decoder) < 0)
+        return cli_fail("%s", nkv_last_error());
+    return CLI_OK;
+}
+
+int session_open_devices(struct session *session, const struct session_need *need)
+{
+    const struct session_options *o = &session->options;
+    int rc;
+
+    session->n_devices = o->n_specs ? o->n_specs : o->n_devices ? o->n_devices : 1;
+    rc = check_memory(session, need);
+    for (uint32_t i = 0; rc == CLI_OK && i < session->n_devices; i++)
+        rc = open_device(session, i, need->device_bytes);
+    if (rc == CLI_OK)
+        rc = open_compute(session, need->compute_bytes);
+    return rc == CLI_OK ? open_decoder(session, need->max_batch) : rc;
+}
+
+void session_close(struct session *session)
+{
+    if (session->decoder)
+        nkv_decoder_close(session->decoder);
+    if (session->context)
+        nkv_context_close(session->context);
+    if (session->compute)
+        nkv_device_close(session->compute);
+    for (uint32_t i = 0; i < SESSION_MAX_DEVICES; i++)
+        if (session->devices[i])
+            nkv_device_close(session->devices[i]);
+    if (session->model)
+        nkv_model_close(session->model);
+    *session = (struct session){0};
+}

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * session.h: what `run`, `eval` and `info` share: the options that name a model, a cache and devices, and the model,
+ * devices, context and decoder opened from them.
+ */
+#ifndef NKV_CLI_SESSION_H
+#define NKV_CLI_SESSION_H
+
+#include <getopt.h>
+#include <nearkv/model.h>
+#include <nearkv/nearkv.h>
+
+#define SESSION_MAX_DEVICES 64u
+
+struct session_options {
+    const char *model;
+    struct nkv_seq_options seq; /* max_tokens and sparse_prefill are set per sequence */
+    uint32_t page_tokens;
+    enum nkv_dtype kv;
+    enum nkv_digest digest;
+    enum nkv_prefill prefill;
+    const char *specs[SESSION_MAX_DEVICES]; /* --device */
+    uint32_t n_specs;
+    uint32_t n_devices; /* --devices; 0: not given */
+    uint32_t n_threads;
+    const char *trace;
+};
+
+enum {
+    SESSION_MODE = 256,
+    SESSION_BUDGET,
+    SESSION_PAGE,
+    SESSION_SINK,
+    SESSION_RECENT,
+    SESSION_DIGEST,
+    SESSION_SELECT,
+    SESSION_DENSE_LAYERS,
+    SESSION_DEVICES,
+    SESSION_DEVICE,
+    SESSION_RESIDENT,
+    SESSION_KV,
+    SESSION_PREFILL,
+    SESSION_PREFILL_BUDGET,
+    SESSION_THREADS,
+    SESSION_TRACE,
+    SESSION_END, /* a subcommand's own options start here */
+};
+
+#define SESSION_LONG_OPTIONS                                                                                           \
+    {"model", required_argument, NULL, 'm'}, {"mode", required_argument, NULL, SESSION_MODE},                          \
+        {"budget", required_argument, NULL, SESSION_BUDGET}, {"page", required_argument, NULL, SESSION_PAGE},          \
+        {"sink", required_argument, NULL, SESSION_SINK}, {"recent", required_argument, NULL, SESSION_RECENT},          \
+        {"digest", required_argument, NULL, SESSION_DIGEST}, {"select", required_argument, NULL, SESSION_SELECT},      \
+        {"dense-layers", required_argument, NULL, SESSION_DENSE_LAYERS},                                               \
+        {"devices", required_argument, NULL, SESSION_DEVICES}, {"device", required_argument, NULL, SESSION_DEVICE},    \
+        {"resident", required_argument, NULL, SESSION_RESIDENT}, {"kv", required_argument, NULL, SESSION_KV},          \
+        {"prefill", required_argument, NULL, SESSION_PREFILL},                                                         \
+        {"prefill-budget", required_argument, NULL, SESSION_PREFILL_BUDGET},                                           \
+        {"threads", required_argument, NULL, SESSION_THREADS},                                                         \
+    {                                                                                                                  \
+        "trace", required_argument, NULL, SESSION_TRACE                                                                \
+    }
+
+extern const char session_help[];
+
+void session_defaults(struct session_options *options);
+/* Takes one option of SESSION_LONG_OPTIONS. returns: CLI_OK, or CLI_USAGE with a message. */
+int session_option(struct session_options *options, int option, const char *arg);
+/* What can be wrong between options. returns: CLI_OK, or CLI_USAGE with a message. */
+int session_check(const struct session_options *options);
+
+struct session {
+    struct session_options options;
+    struct nkv_model *model;
+    struct nkv_model_info info;
+    struct nkv_kv_shape shape;
+    struct nkv_device *devices[SESSION_MAX_DEVICES];
+    uint32_t n_devices;
+    struct nkv_device *compute;
+    struct nkv_context *context;
+    struct nkv_decoder *decoder;
+};
+
+/* What the sequences will need at most at one time. */
+struct session_need {
+    uint64_t device_bytes; /* on the fullest device */
+    uint64_t compute_bytes;
+    uint32_t max_batch;
+};
+
+/* returns: CLI_OK, CLI_FAILED, CLI_USAGE with a message; session_close is right after any of them. */
+int session_open_model(struct session *session, const struct session_options *options);
+/* Opens devices of the stated capacity, context and decoder, after checking that there is memory for them. */
+int session_open_devices(struct session *session, const struct session_need *need);
+void session_close(struct session *session);
+
+/* Options for a sequence of n_prompt tokens that may grow to max_tokens: the prefill rule is applied here. */
+void session_seq_options(const struct session *session, uint32_t n_prompt, uint32_t max_tokens,
+                         struct nkv_seq_options *options_out);
+/* Bytes that a sequence of max_tokens takes on its device, and what of it a fork at n_shared tokens adds. */
+int session_device_bytes(const struct session *session, uint32_t n_shared, uint32_t max_tokens, uint64_t *bytes_out);
+/* Bytes of one more sequence on the compute side. */
+int session_compute_bytes(const struct session *session, const struct nkv_seq_options *seq, uint64_t *bytes_out);
+
+/* Bytes that the decoder takes beside weights and cache. */
+int session_work_bytes(const struct session *session, uint32_t max_batch, uint64_t *bytes_out);
+
+#endif

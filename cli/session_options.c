@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The options that name a model, a cache and devices: defaults, parsing, and what can be wrong between them. */
+#include "cli.h"
+#include "session.h"
+
+#include <string.h>
+
+#define MAX_TOKENS (1u << 30)
+
+const char session_help[] =
+    "  -m, --model MODEL       GGUF file, or \"needle\" (default): the built-in model\n"
+    "  --mode full|recall|pnm|png   where pages are selected and attended (default png)\n"
+    "  --budget TOKENS         attended per step in the sparse modes (2048)\n"
+    "  --page TOKENS           tokens per page (32)\n"
+    "  --sink PAGES            first pages, always attended (1)\n"
+    "  --recent PAGES          last pages, always attended (2)\n"
+    "  --digest minmax|cuboid-mean  how a page is summarised (minmax)\n"
+    "  --select layer|kv-head  one page set per layer or per KV head (layer)\n"
+    "  --dense-layers N        the first N layers attend to everything (0)\n"
+    "  --devices N             N CPU devices that share the threads (1)\n"
+    "  --device SPEC           one device, e.g. cpu:capacity=8G,threads=4; may repeat\n"
+    "  --resident TOKENS       copies per layer on the compute side (half the budget; recall: twice)\n"
+    "  --kv f32|f16|bf16|q8_0  element type of the cache (f16)\n"
+    "  --prefill dense|sparse|auto  auto: dense up to 4 times the prefill budget (auto)\n"
+    "  --prefill-budget TOKENS attended per block of prompt tokens (the budget)\n"
+    "  --threads N             threads in all (one per CPU)\n"
+    "  --trace FILE            record the devices' commands (N devices: FILE.0, FILE.1, ...)\n";
+
+void session_defaults(struct session_options *options)
+{
+    *options = (struct session_options){
+        .model = "needle",
+        .page_tokens = 32,
+        .kv = NKV_F16,
+        .digest = NKV_DIGEST_MINMAX,
+        .prefill = NKV_PREFILL_AUTO,
+        .n_threads = cli_cpus(),
+    };
+    nkv_seq_options_init(&options->seq);
+    options->seq.mode = NKV_MODE_PNG;
+}
+
+static int parse_prefill(const char *arg, enum nkv_prefill *prefill_out)
+{
+    static const char *const names[] = {"dense", "sparse", "auto"};
+
+    for (unsigned i = 0; i < 3; i++)
+        if (strcmp(arg, names[i]) == 0) {
+            *prefill_out = (enum nkv_prefill)i;
+            return CLI_OK;
+        }
+    return cli_usage("--prefill %s: give dense, sparse or auto", arg);
+}
+
+static int add_device(struct session_options *o, const char *spec)
+{
+    if (o->n_specs == SESSION_MAX_DEVICES)
+        return cli_usage("--device: at most %u devices", SESSION_MAX_DEVICES);
+    o->specs[o->n_specs++] = spec;
+    return CLI_OK;
+}
+
+/* The result of one of the library's name parsers. */
+static int named(const char *flag, int status)
+{
+    return status < 0 ? cli_usage("%s: %s", flag, nkv_last_error()) : CLI_OK;
+}
+
+int session_option(struct session_options *o, int option, const char *arg)
+{
+    switch (option) {
+    case 'm':
+        o->model = arg;
+        return CLI_OK;
+    case SESSION_MODE:
+        return named("--mode", nkv_mode_parse(arg, &o->seq.mode));
+    case SESSION_BUDGET:
+        return cli_u32("--budget", arg, 1, MAX_TOKENS, &o->seq.budget_tokens);
+    case SESSION_PAGE:
+        return cli_u32("--page", arg, 1, NKV_MAX_PAGE_TOKENS, &o->page_tokens);
+    case SESSION_SINK:
+        return cli_u32("--sink", arg, 0, 255, &o->seq.sink_pages);
+    case SESSION_RECENT:
+        return cli_u32("--recent", arg, 1, 255, &o->seq.recent_pages);
+    case SESSION_DIGEST:
+        return named("--digest", nkv_digest_parse(arg, &o->digest));
+    case SESSION_SELECT:
+        return named("--select", nkv_granularity_parse(arg, &o->seq.granularity));
+    case SESSION_DENSE_LAYERS:
+        return cli_u32("--dense-layers", arg, 0, NKV_MAX_LAYERS, &o->seq.n_dense_layers);
+    case SESSION_DEVICES:
+        return cli_u32("--devices", arg, 1, SESSION_MAX_DEVICES, &o->n_devices);
+    case SESSION_DEVICE:
+        return add_device(o, arg);
+    case SESSION_RESIDENT:
+        return cli_u32("--resident", arg, 0, MAX_TOKENS, &o->seq.resident_tokens);
+    case SESSION_KV:
+        return named("--kv", nkv_dtype_parse(arg, &o->kv));
+    case SESSION_PREFILL:
+        return parse_prefill(arg, &o->prefill);
+    case SESSION_PREFILL_BUDGET:
+        return cli_u32("--prefill-budget", arg, 1, MAX_TOKENS, &o->seq.prefill_budget_tokens);
+    case SESSION_THREADS:
+        return cli_u32("--threads", arg, 1, 1024, &o->n_threads);
+    case SESSION_TRACE:
+        o->trace = arg;
+        return CLI_OK;
+    default:
+        return cli_usage("see --help for the options");
+    }
+}
+
+static int check_budget(const struct session_options *o, const char *flag, uint32_t budget)
+{
+    uint64_t sink = o->seq.sink_pages == NKV_DEFAULT ? 1 : o->seq.sink_pages;
+    uint64_t recent = o->seq.recent_pages == NKV_DEFAULT ? 2 : o->seq.recent_pages;
+    uint64_t least = (sink + recent) * o->page_tokens;
+
+    if (budget == NKV_DEFAULT || budget >= least)
+        return CLI_OK;
+    return cli_usage("%s %u is less than sink + recent (%llu + %llu pages of %u tokens = %llu): raise it, or lower "
+                     "--sink, --recent or --page",
+                     flag, budget, (unsigned long long)sink, (unsigned long long)recent, o->page_tokens,
+                     (unsigned long long)least);
+}
+
+int session_check(const struct session_options *o)
+{
+    int rc = check_budget(o, "--budget", o->seq.budget_tokens);
+
+    if (rc == CLI_OK)
+        rc = check_budget(o, "--prefill-budget", o->seq.prefill_budget_tokens);
+    if (rc == CLI_OK && o->n_specs && o->n_devices)
+        rc = cli_usage("give --devices or --device, not both");
+    return rc;
+}

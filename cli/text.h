@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* text.h: text from files and directories, and text that goes into JSON. */
+#ifndef NKV_CLI_TEXT_H
+#define NKV_CLI_TEXT_H
+
+#include <jansson.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Grows as it is appended to; freed with text_free. */
+struct text {
+    char *data; /* zero terminated when not NULL */
+    size_t bytes, capacity;
+};
+
+/* returns: CLI_OK, or CLI_FAILED with a message (memory). */
+int text_append(struct text *text, const void *data, size_t bytes);
+void text_free(struct text *text);
+
+/* Appends a whole file; "-" is the standard input. returns: CLI_OK, CLI_USAGE naming the file and why, CLI_FAILED. */
+int text_read(struct text *text, const char *path);
+/*
+ * Appends a file, or the text files below a directory in alphabetical order, until text holds max_bytes. Hidden files,
+ * links and files with a zero byte near their beginning are passed over. returns: as text_read.
+ */
+int text_collect(struct text *text, const char *path, size_t max_bytes);
+/* Appends about max_bytes of generated sentences, the same for the same seed. */
+int text_generate(struct text *text, size_t max_bytes, uint64_t seed);
+
+/* splitmix64: the next number. */
+uint64_t text_random(uint64_t *state);
+
+/* A JSON string; what is not UTF-8 becomes U+FFFD. NULL when memory is short. */
+json_t *text_json(const char *data, size_t bytes);
+
+#endif
