@@ -89,7 +89,8 @@ static inline void copy_keys(const struct nkv_gguf *from, struct nkv_gguf_writer
 /* Changes one tensor on its way, when `change` is not NULL. */
 typedef void (*change_fn)(const char *name, float *x, size_t n);
 
-/* A fixture with its matrices in another type, as a file in memory to be freed with nkv_free. */
+/* A fixture with its matrices in another type (rows that are not whole blocks of q8_0: f16), as a file in memory to be
+ * freed with nkv_free. */
 static inline void convert_fixture(const char *name, enum nkv_dtype dtype, change_fn change, void **data_out,
                                    size_t *bytes_out)
 {
@@ -103,7 +104,7 @@ static inline void convert_fixture(const char *name, enum nkv_dtype dtype, chang
     copy_keys(gguf, writer);
     for (uint64_t i = 0; i < nkv_gguf_n_tensors(gguf); i++) {
         const struct nkv_gguf_tensor *t = nkv_gguf_tensor_at(gguf, i);
-        const enum nkv_dtype to = t->n_dims > 1 ? dtype : NKV_F32;
+        const enum nkv_dtype to = t->n_dims == 1 ? NKV_F32 : dtype == NKV_Q8_0 && t->dims[0] % 32 ? NKV_F16 : dtype;
         const size_t n = (size_t)(t->dims[0] * t->dims[1]);
         float *x = malloc(n * sizeof *x);
         void *out = malloc(n * sizeof *x);
