@@ -144,10 +144,10 @@ NKV_API uint32_t nkv_seq_device(const struct nkv_seq *seq);
 struct nkv_attend_item {
     struct nkv_seq *seq;
     uint32_t n_tokens; /* 1: decode; more: a chunk of prefill */
-    const float *q;    /* [n_tokens][n_heads][head_dim], after RoPE, not scaled */
+    const float *q;    /* [n_tokens][n_heads][head_dim], after RoPE, not scaled; NULL: append only, no attention */
     const float *k;    /* [n_tokens][n_kv_heads][head_dim], after RoPE */
     const float *v;    /* [n_tokens][n_kv_heads][head_dim] */
-    float *out;        /* [n_tokens][n_heads][head_dim] */
+    float *out;        /* [n_tokens][n_heads][head_dim]; unused without q */
 };
 
 /*

@@ -72,6 +72,7 @@ struct planned {
 };
 
 enum method {
+    METHOD_APPEND, /* no query: only the home device's (and the mirror's) cache grows */
     METHOD_DENSE,  /* every page, on the home device */
     METHOD_BLOCKS, /* sparse prefill: select and attend block by block, on the home device */
     METHOD_PNM,

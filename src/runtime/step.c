@@ -19,8 +19,8 @@ static int check_item(const struct nkv_context *context, uint32_t layer, const s
 
     if (!seq || seq->context != context)
         FAIL(NKV_EINVAL, "item %u: %s", i, seq ? "its sequence belongs to another context" : "no sequence");
-    if (item->n_tokens == 0 || !item->q || !item->k || !item->v || !item->out)
-        FAIL(NKV_EINVAL, "item %u: it needs at least one token and all of q, k, v, out", i);
+    if (item->n_tokens == 0 || !item->k || !item->v || (item->q && !item->out))
+        FAIL(NKV_EINVAL, "item %u: it needs at least one token, k, v and, with q, out", i);
     if (seq->batch == context->n_batches)
         FAIL(NKV_EINVAL, "item %u: its sequence appears twice in this call", i);
     if (seq->status < 0)
@@ -88,7 +88,7 @@ static void work_init(struct nkv_ticket *lane, uint32_t index, const struct nkv_
     memset(work->last, 0xff, sizeof work->last);
     if (!seq)
         return;
-    work->method = work_method(seq, lane->layer, item->n_tokens);
+    work->method = item->q ? work_method(seq, lane->layer, item->n_tokens) : METHOD_APPEND;
     work->stage = work->method >= METHOD_PNG ? STAGE_SELECT : STAGE_FINAL;
     work->pos = seq->length;
     work->block_tokens = item->n_tokens;
@@ -193,6 +193,8 @@ static void deliver(struct nkv_ticket *lane, struct work *work)
     const struct nkv_kv_shape *shape = &lane->context->shape;
     const struct port *compute = lane->context->compute;
 
+    if (!work->item.q)
+        return;
     if (!work->seq || work->status < 0) {
         memset(work->item.out, 0, 4u * (size_t)work->item.n_tokens * shape->n_heads * shape->head_dim);
         return;

@@ -3,6 +3,7 @@
  * The first commands of a work: those that need nothing but the caller's q, k and v.
  *
  *   method          home device                                       compute device
+ *   append          APPEND
  *   dense           APPEND, ATTEND all pages
  *   blocks          APPEND, per block: SELECT, ATTEND its list
  *   pnm             APPEND, SELECT, ATTEND its list
@@ -248,6 +249,8 @@ void work_begin(struct nkv_ticket *lane, uint32_t index, uint32_t phase)
         return;
     if (phase == 0)
         begin_append(lane, index);
+    else if (method == METHOD_APPEND)
+        return;
     else if (phase == 1 && method == METHOD_RECALL)
         begin_select_compute(lane, index);
     else if (phase == 1 && method != METHOD_DENSE)
