@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kernels/kernels.h"
 
@@ -30,14 +31,18 @@ static inline float random_normal(void)
     return (float)sum;
 }
 
-/* 64-byte aligned and of the exact size, so that AddressSanitizer sees the first byte too much. */
+/* 64-byte aligned and of the exact size, so that AddressSanitizer sees the first byte too much; big ones (for timing)
+ * in huge pages, as the library's regions are. */
 static inline void *test_alloc(size_t bytes)
 {
     void *memory = NULL;
-    if (posix_memalign(&memory, 64, bytes ? bytes : 1) != 0) {
+    size_t align = bytes < 4u << 20 ? 64 : 2u << 20;
+    if (posix_memalign(&memory, align, bytes ? bytes : 1) != 0) {
         fprintf(stderr, "out of memory: %zu bytes\n", bytes);
         exit(1);
     }
+    if (align > 64)
+        (void)madvise(memory, bytes, MADV_HUGEPAGE);
     return memory;
 }
 
