@@ -15,7 +15,7 @@
 #include "kv/store.h"
 
 /* Work of fewer bytes than this is not worth waking the team for. */
-#define NKV_CPU_SERIAL_BYTES ((uint64_t)64 << 10)
+#define NKV_CPU_SERIAL_BYTES ((uint64_t)256 << 10)
 
 /* What one thread needs while it attends: sized at open. */
 struct nkv_cpu_rank {

@@ -332,7 +332,7 @@ int nkv_cpu_attend(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv
     TRY(check_attend(&a));
     TRY(take_pages(&a));
     split(&a);
-    bytes = nkv_cpu_times(nkv_page_bytes(&cpu->shape, n_heads), (uint64_t)a.n_pages * a.n_blocks);
+    bytes = nkv_cpu_times(nkv_page_bytes(&cpu->shape, n_heads), (uint64_t)a.n_pages * cmd->n_tokens);
     nkv_cpu_tasks(cpu, bytes, a.n_blocks * a.n_groups * a.n_parts, attend_task, &a);
     row_bytes = (uint64_t)cmd->n_tokens * cpu->shape.n_heads * cpu->shape.head_dim * sizeof(float);
     if (a.n_parts > 1)

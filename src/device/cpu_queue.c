@@ -3,7 +3,7 @@
  * Two rings between one client thread and the leader. An entry serves a command and later its completion, so a client
  * that has room to submit also has room for the answer. Each side spins for a few microseconds before it sleeps on a
  * futex: longer for the leader, which is idle between the layers of a step, shorter for the client, which would
- * take a core from the team.
+ * take a core from the team. A spinner yields now and then, as the one it waits for may want the same core.
  *
  * A sleeper announces itself before it looks at the word for the last time, and the other side changes the word
  * before it looks for sleepers (both sequentially consistent): one of them sees the other. So nobody pays for a wake-up
@@ -13,6 +13,7 @@
 #include "device/cpu_queue.h"
 
 #include <limits.h>
+#include <sched.h>
 #include <linux/futex.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -49,8 +50,11 @@ static bool spin(_Atomic uint32_t *word, uint32_t base, uint32_t distance, uint6
     uint64_t deadline_ns = nkv_now_ns() + spin_ns;
 
     for (uint32_t i = 0; atomic_load_explicit(word, memory_order_acquire) - base < distance; i++) {
-        if (i % 32 == 31 && nkv_now_ns() > deadline_ns)
-            return true;
+        if (i % 32 == 31) {
+            if (nkv_now_ns() > deadline_ns)
+                return true;
+            sched_yield();
+        }
         relax();
     }
     return false;
