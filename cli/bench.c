@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* nearkv bench: dispatches to the benchmarks. */
+#include "bench.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+
+static const struct {
+    const char *name;
+    int (*main)(int argc, char **argv);
+    const char *what;
+} benches[] = {
+    {"attend", bench_attend_main, "one layer's decode attention against the memory floor"},
+    {"decode", bench_decode_main, "token time of a model shape over filled caches"},
+    {"prefill", bench_prefill_main, "prefill of a model shape against the FC library's rate"},
+};
+
+static void print_usage(FILE *file)
+{
+    fputs("usage: nearkv bench attend|decode|prefill [options]\n", file);
+    for (size_t i = 0; i < sizeof benches / sizeof *benches; i++)
+        fprintf(file, "  %-8s %s\n", benches[i].name, benches[i].what);
+    fputs("Each has --help and --json.\n", file);
+}
+
+int bench_main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
+        print_usage(stdout);
+        return CLI_OK;
+    }
+    for (size_t i = 0; argc > 1 && i < sizeof benches / sizeof *benches; i++)
+        if (strcmp(argv[1], benches[i].name) == 0)
+            return benches[i].main(argc - 1, argv + 1);
+    print_usage(stderr);
+    return CLI_USAGE;
+}

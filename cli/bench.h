@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* bench.h: what the benchmarks share: a synthetic cache, timing, and the machine's read bandwidth measured between the
+ * timed steps. */
+#ifndef NKV_CLI_BENCH_H
+#define NKV_CLI_BENCH_H
+
+#include <nearkv/nearkv.h>
+
+#define BENCH_SLICES 5 /* the bandwidth is measured before each slice of the steps */
+
+int bench_main(int argc, char **argv);
+int bench_attend_main(int argc, char **argv);
+int bench_decode_main(int argc, char **argv);
+int bench_prefill_main(int argc, char **argv);
+
+/* A small seeded generator (splitmix64). */
+struct bench_random {
+    uint64_t state;
+};
+/* About normal: mean 0, variance 1 (the sum of four 16-bit uniforms). */
+float bench_normal(struct bench_random *random);
+
+/*
+ * A source of synthetic keys, values and queries for one layer with a heavy-tailed score distribution: each KV head has
+ * a direction u; a key is noise + a u, where a is log-normal and shared by a page; a query is noise + c u.
+ */
+struct bench_source {
+    struct nkv_kv_shape shape;
+    struct bench_random random;
+    float *direction; /* [n_kv_heads][head_dim] */
+    float *noise;     /* a pool of normals that keys and values are drawn from */
+    uint32_t n_noise;
+};
+/* Prints an error and returns -1 when memory is short. */
+int bench_source_open(const struct nkv_kv_shape *shape, uint64_t seed, struct bench_source *source);
+void bench_source_close(struct bench_source *source);
+/* k and v [n_tokens][n_kv_heads][head_dim]; a new popularity begins where (first + t) % page_tokens == 0. */
+void bench_source_kv(struct bench_source *source, uint32_t first, uint32_t n_tokens, float *k, float *v);
+/* q [n_heads][head_dim]. */
+void bench_source_query(struct bench_source *source, float *q);
+
+/* Appends n_tokens synthetic tokens to every layer, without attention. Progress on stderr when it is a terminal.
+ * returns: 0 or a negative status. */
+int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens);
+
+uint64_t bench_now_ns(void);
+/* Sorts the n values and returns their median; *min_out is the least. */
+double bench_median(double *values, uint32_t n, double *min_out);
+
+#endif

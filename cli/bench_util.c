@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The synthetic cache of the benchmarks. Keys are drawn from a pool of normals at a random offset instead of one by
+ * one: filling a million tokens then costs about as much as storing them, and no benchmark depends on more of the
+ * distribution than the page scores.
+ */
+#define _GNU_SOURCE
+#include "bench.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#define POOL_FLOATS (1u << 20)
+#define FILL_TOKENS 256u
+
+static uint64_t next_u64(struct bench_random *random)
+{
+    uint64_t z = (random->state += 0x9e3779b97f4a7c15u);
+
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+float bench_normal(struct bench_random *random)
+{
+    uint64_t x = next_u64(random);
+    uint32_t sum =
+        (uint32_t)(x & 0xffff) + (uint32_t)(x >> 16 & 0xffff) + (uint32_t)(x >> 32 & 0xffff) + (uint32_t)(x >> 48);
+
+    return ((float)sum / 65536.0f - 2.0f) * 1.7320508f;
+}
+
+int bench_source_open(const struct nkv_kv_shape *shape, uint64_t seed, struct bench_source *source)
+{
+    uint32_t n_direction = shape->n_kv_heads * shape->head_dim;
+
+    *source = (struct bench_source){.shape = *shape, .random = {seed}, .n_noise = POOL_FLOATS};
+    source->direction = malloc(n_direction * sizeof(float));
+    source->noise = malloc((POOL_FLOATS + shape->head_dim) * sizeof(float));
+    if (!source->direction || !source->noise) {
+        fprintf(stderr, "nearkv: out of memory\n");
+        bench_source_close(source);
+        return -1;
+    }
+    for (uint32_t i = 0; i < n_direction; i++)
+        source->direction[i] = bench_normal(&source->random) / sqrtf((float)shape->head_dim);
+    for (uint32_t i = 0; i < POOL_FLOATS + shape->head_dim; i++)
+        source->noise[i] = bench_normal(&source->random);
+    return 0;
+}
+
+void bench_source_close(struct bench_source *source)
+{
+    free(source->direction);
+    free(source->noise);
+    *source = (struct bench_source){0};
+}
+
+void bench_source_kv(struct bench_source *source, uint32_t first, uint32_t n_tokens, float *k, float *v)
+{
+    uint32_t dim = source->shape.head_dim, heads = source->shape.n_kv_heads;
+
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        struct bench_random page = {(first + t) / source->shape.page_tokens};
+
+        for (uint32_t h = 0; h < heads; h++) {
+            float popularity = expf(1.5f * bench_normal(&page));
+            const float *u = source->direction + h * dim;
+            const float *x = source->noise + next_u64(&source->random) % source->n_noise;
+            const float *y = source->noise + next_u64(&source->random) % source->n_noise;
+
+            for (uint32_t d = 0; d < dim; d++) {
+                *k++ = x[d] + popularity * u[d];
+                *v++ = y[d];
+            }
+        }
+    }
+}
+
+void bench_source_query(struct bench_source *source, float *q)
+{
+    uint32_t dim = source->shape.head_dim, group = source->shape.n_heads / source->shape.n_kv_heads;
+
+    for (uint32_t h = 0; h < source->shape.n_heads; h++)
+        for (uint32_t d = 0; d < dim; d++)
+            *q++ = bench_normal(&source->random) + 2.0f * source->direction[h / group * dim + d];
+}
+
+static int fill_chunk(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens,
+                      float *k, float *v)
+{
+    struct nkv_attend_item item = {.seq = seq, .n_tokens = n_tokens, .k = k, .v = v};
+    struct nkv_ticket *ticket;
+    int status;
+
+    bench_source_kv(source, nkv_seq_length(seq), n_tokens, k, v);
+    for (uint32_t layer = 0; layer < source->shape.n_layers; layer++) {
+        status = nkv_attend_begin(context, layer, &item, 1, &ticket);
+        if (status >= 0)
+            status = nkv_attend_end(ticket);
+        if (status < 0)
+            return status;
+    }
+    status = nkv_step_end(context, &item, 1);
+    return status < 0 ? status : nkv_seq_status(seq);
+}
+
+int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens)
+{
+    size_t floats = (size_t)FILL_TOKENS * source->shape.n_kv_heads * source->shape.head_dim;
+    float *k = malloc(floats * sizeof *k), *v = malloc(floats * sizeof *v);
+    bool show = isatty(STDERR_FILENO);
+    int status = k && v ? 0 : NKV_ENOMEM;
+
+    for (uint32_t done = 0; status >= 0 && done < n_tokens; done += FILL_TOKENS) {
+        uint32_t n = n_tokens - done < FILL_TOKENS ? n_tokens - done : FILL_TOKENS;
+
+        status = fill_chunk(context, seq, source, n, k, v);
+        if (show && done % (64 * FILL_TOKENS) == 0)
+            fprintf(stderr, "\rfilling the cache: %3u %%", (uint32_t)(100.0 * done / n_tokens));
+    }
+    if (show)
+        fprintf(stderr, "\r\033[K");
+    free(k);
+    free(v);
+    return status;
+}
+
+uint64_t bench_now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+double bench_median(double *values, uint32_t n, double *min_out)
+{
+    qsort(values, n, sizeof *values, compare);
+    *min_out = values[0];
+    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
