@@ -70,9 +70,10 @@ void lane_advance(struct nkv_ticket *lane)
             may_plan = may_plan && busy(work, ROLE_SELECT) == 0;
             if (may_plan)
                 work_after_select(lane, i);
-        } else if (busy(work, ROLE_READ) == 0) {
-            work_after_read(lane, i);
         }
+        if (work->stage == STAGE_MOVE &&
+            busy(work, ROLE_READ) == 0) /* a READ sent with the SELECT may be done already */
+            work_after_read(lane, i);
     }
     flush_ports(lane->context);
 }
