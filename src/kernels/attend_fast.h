@@ -25,7 +25,6 @@ void nkv_avx512_attend_f16(const struct nkv_attend *a);
 void nkv_avx512_attend_bf16(const struct nkv_attend *a);
 void nkv_avx512_attend_q8_0(const struct nkv_attend *a);
 
-void nkv_avx512x_attend_bf16(const struct nkv_attend *a);
 void nkv_avx512x_attend_q8_0(const struct nkv_attend *a);
 
 #endif

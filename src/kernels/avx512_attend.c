@@ -23,12 +23,6 @@ enum {
     BLOCK_BYTES = 8192 /* and about these bytes of K, so that a block and the next fit the L1 cache */
 };
 
-NKV_INLINE void prefetch(const char *at, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i += 64)
-        _mm_prefetch(at + i, _MM_HINT_T1);
-}
-
 /* A block: some tokens of a page, and the block that will be folded after it (prefetched; any of those NULL). */
 struct block {
     size_t n_tokens, dim;
@@ -70,13 +64,12 @@ NKV_INLINE void score_tile(enum nkv_dtype dtype, int n_rows, int n_cols, const s
                 sum[r * n_cols + j] = _mm512_fmadd_ps(q, key[j], sum[r * n_cols + j]);
         }
     }
-    if (d < b->dim)
+    if (d < b->dim) {
         NKV_UNROLL
-    for (int r = 0; r < n_rows; r++)
-        NKV_UNROLL
-    for (int j = 0; j < n_cols; j++)
-        sum[r * n_cols + j] = _mm512_fmadd_ps(nkv_load8(NKV_F32, (const char *)rows->q[r], d),
-                                              nkv_load8(dtype, k[j], d), sum[r * n_cols + j]);
+        for (int i = 0; i < n_rows * n_cols; i++)
+            sum[i] = _mm512_fmadd_ps(nkv_load8(NKV_F32, (const char *)rows->q[i / n_cols], d),
+                                     nkv_load8(dtype, k[i % n_cols], d), sum[i]);
+    }
     _Alignas(64) float out[16];
     _mm512_store_ps(out, nkv_sum16(sum));
     NKV_UNROLL
@@ -90,7 +83,7 @@ NKV_INLINE void score_block(enum nkv_dtype dtype, int n_rows, const struct block
     size_t row_bytes = b->dim * nkv_element_bytes(dtype);
     for (size_t t = 0; t < b->n_tokens; t += (size_t)n_cols) {
         if (b->next_k != NULL)
-            prefetch(b->next_k + t * row_bytes, (size_t)n_cols * row_bytes);
+            nkv_prefetch(b->next_k + t * row_bytes, (size_t)n_cols * row_bytes);
         score_tile(dtype, n_rows, n_cols, b, rows, t);
     }
 }
@@ -102,14 +95,15 @@ NKV_INLINE void fold_values(enum nkv_dtype dtype, int n_rows, int n_vec, const s
     size_t row_bytes = b->dim * nkv_element_bytes(dtype);
     __m512 o[ROWS_MAX][8];
     NKV_UNROLL
-    for (int r = 0; r < n_rows; r++)
+    for (int r = 0; r < n_rows; r++) {
         NKV_UNROLL
-    for (int c = 0; c < n_vec; c++)
-        o[r][c] = _mm512_mul_ps(_mm512_loadu_ps(rows->o[r] + d + 16 * (size_t)c), _mm512_set1_ps(rows->keep[r]));
+        for (int c = 0; c < n_vec; c++)
+            o[r][c] = _mm512_mul_ps(_mm512_loadu_ps(rows->o[r] + d + 16 * (size_t)c), _mm512_set1_ps(rows->keep[r]));
+    }
     const char *v = b->v;
     for (size_t t = 0; t < b->n_tokens; t++, v += row_bytes) {
         if (ahead != NULL)
-            prefetch(ahead + t * ahead_bytes, ahead_bytes);
+            nkv_prefetch(ahead + t * ahead_bytes, ahead_bytes);
         __m512 value[8];
         NKV_UNROLL
         for (int c = 0; c < n_vec; c++)
@@ -123,10 +117,11 @@ NKV_INLINE void fold_values(enum nkv_dtype dtype, int n_rows, int n_vec, const s
         }
     }
     NKV_UNROLL
-    for (int r = 0; r < n_rows; r++)
+    for (int r = 0; r < n_rows; r++) {
         NKV_UNROLL
-    for (int c = 0; c < n_vec; c++)
-        _mm512_storeu_ps(rows->o[r] + d + 16 * (size_t)c, o[r][c]);
+        for (int c = 0; c < n_vec; c++)
+            _mm512_storeu_ps(rows->o[r] + d + 16 * (size_t)c, o[r][c]);
+    }
 }
 
 NKV_INLINE void fold_values8(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows, size_t d)
@@ -160,43 +155,23 @@ NKV_INLINE void value_block(enum nkv_dtype dtype, int n_rows, const struct block
             ahead += b->n_tokens * ahead_bytes;
     }
     if (passes == 0 && ahead != NULL)
-        prefetch(ahead, b->n_tokens * row_bytes);
+        nkv_prefetch(ahead, b->n_tokens * row_bytes);
     for (; d + 16 <= b->dim; d += 16)
         fold_values(dtype, n_rows, 1, b, rows, d, 0, NULL);
     if (d < b->dim)
         fold_values8(dtype, n_rows, b, rows, d);
 }
 
-/* Scores to weights; (m, l) of the rows. */
+/* Scores to weights; m, l and keep of the rows. */
 NKV_INLINE void weigh_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
 {
-    const __m512 none = _mm512_set1_ps(-INFINITY);
-    NKV_UNROLL
     for (int r = 0; r < n_rows; r++) {
-        float *weight = rows->weight[r];
-        __m512 top = _mm512_set1_ps(rows->m[r]), sum = _mm512_setzero_ps();
-        for (size_t t = 0; t < b->n_tokens; t += 16) {
-            __mmask16 in = nkv_mask_below(b->n_tokens - t);
-            __m512 s = _mm512_load_ps(weight + t);
-            if (dtype == NKV_Q8_0)
-                s = _mm512_mul_ps(s, _mm512_maskz_loadu_ps(in, b->k_scale + t));
-            s = _mm512_mask_mov_ps(none, in, s);
-            _mm512_store_ps(weight + t, s);
-            top = _mm512_max_ps(top, s);
+        for (size_t t = 0; dtype == NKV_Q8_0 && t < b->n_tokens; t += 16) {
+            __m512 scale = _mm512_maskz_loadu_ps(nkv_mask_below(b->n_tokens - t), b->k_scale + t);
+            _mm512_store_ps(&rows->weight[r][t], _mm512_mul_ps(_mm512_load_ps(&rows->weight[r][t]), scale));
         }
-        float m = _mm512_reduce_max_ps(top);
-        __m512 shift = _mm512_set1_ps(m == -INFINITY ? 0 : m);
-        for (size_t t = 0; t < b->n_tokens; t += 16) {
-            __m512 w = nkv_exp16(_mm512_sub_ps(_mm512_load_ps(weight + t), shift));
-            sum = _mm512_add_ps(sum, w);
-            if (dtype == NKV_Q8_0)
-                w = _mm512_mul_ps(w, _mm512_maskz_loadu_ps(nkv_mask_below(b->n_tokens - t), b->v_scale + t));
-            _mm512_store_ps(weight + t, w);
-        }
-        float keep = _mm512_cvtss_f32(nkv_exp16(_mm512_sub_ps(_mm512_set1_ps(rows->m[r]), shift)));
-        rows->keep[r] = keep;
-        rows->l[r] = rows->l[r] * keep + _mm512_reduce_add_ps(sum);
-        rows->m[r] = m;
+        nkv_weigh(b->n_tokens, dtype == NKV_Q8_0 ? b->v_scale : NULL, rows->weight[r], &rows->m[r], &rows->l[r],
+                  &rows->keep[r]);
     }
 }
 

@@ -6,6 +6,7 @@
 #define NKV_KERNELS_AVX512_ATTEND_H
 
 #include <immintrin.h>
+#include <math.h>
 #include <stddef.h>
 
 #include "kernels/kernels.h"
@@ -119,6 +120,41 @@ NKV_INLINE size_t nkv_element_bytes(enum nkv_dtype dtype)
 NKV_INLINE size_t nkv_tokens_seen(const struct nkv_attend *a, size_t row)
 {
     return a->visible != NULL && a->visible[row] < a->n_tokens ? a->visible[row] : a->n_tokens;
+}
+
+/* Into the L2 cache: it takes more lines in flight than L1, where prefetching stays at half of memory's rate. */
+NKV_INLINE void nkv_prefetch(const char *at, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch(at + i, _MM_HINT_T1);
+}
+
+/*
+ * Scores of n tokens to weights, of one row: m, l, and in keep_out what o must be multiplied by. score is read up to
+ * the next multiple of 16. scale [n] or NULL multiplies the weights (not l).
+ */
+NKV_INLINE void nkv_weigh(size_t n, const float *scale, float *score, float *m, float *l, float *keep_out)
+{
+    const __m512 none = _mm512_set1_ps(-INFINITY);
+    __m512 top = _mm512_set1_ps(*m), sum = _mm512_setzero_ps();
+    for (size_t t = 0; t < n; t += 16) {
+        __m512 s = _mm512_mask_mov_ps(none, nkv_mask_below(n - t), _mm512_load_ps(score + t));
+        _mm512_store_ps(score + t, s);
+        top = _mm512_max_ps(top, s);
+    }
+    float new_m = _mm512_reduce_max_ps(top);
+    __m512 shift = _mm512_set1_ps(new_m == -INFINITY ? 0 : new_m);
+    for (size_t t = 0; t < n; t += 16) {
+        __m512 w = nkv_exp16(_mm512_sub_ps(_mm512_load_ps(score + t), shift));
+        sum = _mm512_add_ps(sum, w);
+        if (scale != NULL)
+            w = _mm512_mul_ps(w, _mm512_maskz_loadu_ps(nkv_mask_below(n - t), scale + t));
+        _mm512_store_ps(score + t, w);
+    }
+    float keep = _mm512_cvtss_f32(nkv_exp16(_mm512_sub_ps(_mm512_set1_ps(*m), shift)));
+    *l = *l * keep + _mm512_reduce_add_ps(sum);
+    *m = new_m;
+    *keep_out = keep;
 }
 
 /*

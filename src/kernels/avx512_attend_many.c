@@ -45,12 +45,13 @@ static void transpose16(__m512 x[16], float *out, size_t stride)
         y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
     }
     NKV_UNROLL
-    for (int i = 0; i < 16; i += 4)
+    for (int i = 0; i < 16; i += 4) {
         NKV_UNROLL
-    for (int j = 0; j < 2; j++) {
-        __m512d a = _mm512_castps_pd(y[i + j]), b = _mm512_castps_pd(y[i + 2 + j]);
-        x[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-        x[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        for (int j = 0; j < 2; j++) {
+            __m512d a = _mm512_castps_pd(y[i + j]), b = _mm512_castps_pd(y[i + 2 + j]);
+            x[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            x[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
     }
     /* x[4g + j]: lane group c holds column 4c + j of rows 4g .. 4g + 3. */
     NKV_UNROLL
@@ -115,15 +116,16 @@ NKV_INLINE void score_tile(int n_rows, const struct packed *p, struct tile *tile
     }
     const __m512 none = _mm512_set1_ps(-INFINITY);
     NKV_UNROLL
-    for (int r = 0; r < n_rows; r++)
+    for (int r = 0; r < n_rows; r++) {
         NKV_UNROLL
-    for (size_t i = 0; i < 2; i++) {
-        uint32_t seen = tile->n_seen[r];
-        __mmask16 in = nkv_mask_below(seen > 16 * i ? seen - 16 * i : 0);
-        __m512 s = sum[r][i];
-        if (p->k_scale != NULL)
-            s = _mm512_mul_ps(s, _mm512_maskz_loadu_ps(in, p->k_scale + 16 * i));
-        _mm512_store_ps(&tile->weight[r][16 * i], _mm512_mask_mov_ps(none, in, s));
+        for (size_t i = 0; i < 2; i++) {
+            uint32_t seen = tile->n_seen[r];
+            __mmask16 in = nkv_mask_below(seen > 16 * i ? seen - 16 * i : 0);
+            __m512 s = sum[r][i];
+            if (p->k_scale != NULL)
+                s = _mm512_mul_ps(s, _mm512_maskz_loadu_ps(in, p->k_scale + 16 * i));
+            _mm512_store_ps(&tile->weight[r][16 * i], _mm512_mask_mov_ps(none, in, s));
+        }
     }
 }
 
@@ -165,10 +167,12 @@ NKV_INLINE void fold_chunk(int n_rows, bool whole, const struct packed *p, size_
     }
     __m512 o[TILE_ROWS][2];
     NKV_UNROLL
-    for (int r = 0; r < n_rows; r++)
+    for (int r = 0; r < n_rows; r++) {
         NKV_UNROLL
-    for (size_t i = 0; i < 2; i++)
-        o[r][i] = _mm512_mul_ps(_mm512_maskz_loadu_ps(in[i], tile->o[r] + d + 16 * i), _mm512_set1_ps(tile->keep[r]));
+        for (size_t i = 0; i < 2; i++)
+            o[r][i] =
+                _mm512_mul_ps(_mm512_maskz_loadu_ps(in[i], tile->o[r] + d + 16 * i), _mm512_set1_ps(tile->keep[r]));
+    }
     const float *v = p->v + d;
     for (size_t t = 0; t < n_tokens; t++, v += p->v_stride) {
         __m512 v0 = _mm512_maskz_loadu_ps(in[0], v), v1 = _mm512_maskz_loadu_ps(in[1], v + 16);

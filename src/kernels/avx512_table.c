@@ -8,11 +8,10 @@
 
 void nkv_avx512_install(struct nkv_kernels *kernels, bool extended)
 {
-    (void)extended; /* no entry needs avx512bf16 or avx512vnni yet */
     kernels->name = "avx512";
     nkv_avx512_install_vec(kernels);
     kernels->attend[NKV_F32] = nkv_avx512_attend_f32;
     kernels->attend[NKV_F16] = nkv_avx512_attend_f16;
     kernels->attend[NKV_BF16] = nkv_avx512_attend_bf16;
-    kernels->attend[NKV_Q8_0] = nkv_avx512_attend_q8_0;
+    kernels->attend[NKV_Q8_0] = extended ? nkv_avx512x_attend_q8_0 : nkv_avx512_attend_q8_0;
 }
