@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the tokenizer fixtures: four small vocabularies as GGUF files and, in cases.json, the tokens that the `tokenizers` and
-`sentencepiece` packages give for a list of texts.
+"""Makes the tokenizer fixtures: four small vocabularies as GGUF files and, in cases.json, the words and tokens that the
+`tokenizers` and `sentencepiece` packages make of a list of texts.
 
     make_tokenizer_fixtures.py DIR            writes them
     make_tokenizer_fixtures.py --check DIR    makes them anew and compares
@@ -39,7 +39,8 @@ SPECIALS = {
     'llama3': ['<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>', '<|eot|>'],
     'qwen2': ['<|endoftext|>', '<|im_start|>', '<|im_end|>'],
 }
-USER = {'gpt2': [], 'llama3': [], 'qwen2': ['<tool>', '<tool_call>']}
+USER = {'gpt2': [], 'llama3': [], 'qwen2': ['<tool>', '<tool>s', '<tool_call>']}
+SPM_USER = USER['qwen2']
 
 SENTENCES = """The keys of a page stay where they were written, and the query travels to them.
 A page that nobody asks for is never moved; a page that everybody asks for is kept close.
@@ -106,6 +107,7 @@ def cases():
     texts += [''.join(str(d % 10) for d in range(1, n + 1)) for n in range(1, 11)]
     texts += [' '.join(['7' * n for n in range(1, 11)]), '\n'.join(' ' * n + 'i' for n in range(9)), '\t \t \n \t\n']
     texts += [SENTENCES, '\n'.join(code_text()[:24]), SENTENCES.replace('\n', '  ').upper()]
+    texts += [f'.{c}. {c}{c}a{c} 1' for c in '\t\n\x0b\x0c\r\x1c\x85\xa0\u1680\u180e\u2000\u200a\u200b\u2028\u2029\u202f\u205f\u2060\u3000']
     return texts + generated_cases()
 
 
@@ -119,10 +121,11 @@ def generated_cases():
 
 
 def special_cases(name):
-    control, user = SPECIALS.get(name, ['<s>', '</s>']), USER.get(name, ['<tool>', '<tool_call>'])
+    control, user = SPECIALS.get(name, ['<s>', '</s>']), USER.get(name, SPM_USER)
     tokens = control + user
     texts = [tokens[0], tokens[-1] * 2, f'a{tokens[0]}b', f' {tokens[-1]} x', f'{tokens[0]}{tokens[-1]}\n', tokens[-1][:-1], f'<{tokens[-1]}>',
-             f'{tokens[0]}user\nHello world{tokens[-1]} next', ' '.join(tokens) + ' 123', f'it{tokens[-1]}\'s  {tokens[0]}  end  ']
+             f'{tokens[0]}user\nHello world{tokens[-1]} next', ' '.join(tokens) + ' 123', f'it{tokens[-1]}\'s  {tokens[0]}  end  ',
+             '<tool>s <tool> s<tool>', '<|eot_id|><|eot|><|eot_id', '<|im_start|>user<|im_end|>']
     return texts
 
 
@@ -225,7 +228,7 @@ def cut(text, tokens):
 
 
 def make_spm(directory):
-    sp, user = train_spm(), ['<tool>', '<tool_call>']
+    sp, user = train_spm(), SPM_USER
     write_spm(directory / 'spm.gguf', sp, user)
     ids = {t: sp.get_piece_size() + i for i, t in enumerate(user)}
 
@@ -238,12 +241,19 @@ def make_spm(directory):
     return lambda t: encode(t, ids), lambda t: encode(t, full)
 
 
+def make_words(name):
+    """For each text, how many bytes each word has that the split pattern makes."""
+    split = pre_tokenizers.Split(Regex(SPLITS[name]), 'isolated')
+    return [[len(word.encode()) for word, _ in split.pre_tokenize_str(t)] for t in cases()]
+
+
 def make(directory):
     answers = {'spm': make_spm(directory)}
     answers.update({name: make_bpe(directory, name) for name in SPLITS})
     out = {'plain': [{'text': t, **{n: plain(t) for n, (plain, _) in answers.items()}} for t in cases()]}
     for name, (_, full) in answers.items():
         out[f'special.{name}'] = [{'text': t, name: full(t)} for t in special_cases(name)]
+    out.update({f'words.{name}': make_words(name) for name in SPLITS})
     lines = [f'"{key}":[\n' + ',\n'.join(json.dumps(c, separators=(',', ':')) for c in value) + ']' for key, value in out.items()]
     (directory / 'cases.json').write_text('{' + ',\n'.join(lines) + '}\n')
 

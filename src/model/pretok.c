@@ -98,8 +98,8 @@ static int compile(struct nkv_pretok *p)
 
     if (!context)
         FAIL(NKV_ENOMEM, "out of memory: cannot compile the pre-tokenizer's pattern");
-    p->code = pcre2_compile((PCRE2_SPTR)p->kind->pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED,
-                            &code, &offset, context);
+    p->code = pcre2_compile((PCRE2_SPTR)p->kind->pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED, &code,
+                            &offset, context);
     pcre2_compile_context_free(context);
     if (!p->code)
         return pcre2_fail(code == PCRE2_ERROR_HEAP_FAILED ? PCRE2_ERROR_NOMEMORY : code, "pre-tokenizer's pattern");

@@ -353,6 +353,7 @@ static void test_bpe_rules(void **state)
     r.pre = "llama-bpe";
     t = open_good(&r);
     CHECK_TOKENS(t, "abc", NKV_TOKENIZE_BOS, 259, 257);
+    CHECK_TOKENS(t, "\xe6\xb2\xb3", 0, 0xe6, 0xb2, 0xb3);
     nkv_tokenizer_close(t);
     r.pre = NULL, r.add_bos = 1;
     t = open_good(&r);
