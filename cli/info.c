@@ -204,7 +204,7 @@ static void print_report(const struct info *info)
 {
     print_machine(info);
     print_model(&info->session.info);
-    printf("\n%u tokens in pages of %u, mode %s: weights %s, activations %s, and\n", info->ctx_tokens,
+    printf("\n%u tokens in pages of %u, mode %s: weights %s, program and activations %s, and\n", info->ctx_tokens,
            info->options.page_tokens, nkv_mode_name(info->options.seq.mode), cli_bytes(info->session.info.weight_bytes),
            cli_bytes(info->work_bytes));
     printf("  %-6s %12s %12s %14s %12s\n", "kv", "pages", "digests", "compute side", "in all");

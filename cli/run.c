@@ -190,8 +190,7 @@ static int plan_loads(const struct run *run, uint32_t n_devices, struct session_
 
 static int plan(struct run *run, struct session_need *need)
 {
-    const struct session_options *o = &run->options.session;
-    uint32_t n_devices = o->n_specs ? o->n_specs : o->n_devices ? o->n_devices : 1;
+    uint32_t n_devices = session_device_count(&run->options.session);
     int rc = CLI_OK;
 
     *need = (struct session_need){.max_batch = run->n};
@@ -260,6 +259,8 @@ static int open_bases(struct run *run)
         struct nkv_seq_options seq;
 
         session_seq_options(&run->session, (uint32_t)run->prompts[0].n_tokens, run->n_prefix, &seq);
+        seq.keep_digests = seq.mode != NKV_MODE_FULL;
+        seq.mode = NKV_MODE_FULL; /* it never decodes: nothing on the compute side */
         if (nkv_seq_open(run->session.context, &seq, &run->bases[i]) < 0)
             return cli_fail("%s", nkv_last_error());
         rc = prefill(run, run->bases[i], run->prompts[0].tokens, run->n_prefix);

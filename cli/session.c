@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include "session.h"
 
+#include <nearkv/device.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,9 +15,16 @@
 #include "cli.h"
 
 #define CHUNK_TOKENS 512u
+/* Resident beside what is counted: this program, its libraries and the code that oneDNN generates (measured). */
+#define PROGRAM_BYTES ((uint64_t)28 << 20)
 /* Up to this many times its prefill budget a prompt is fed densely: on average a token then attends to twice the
  * budget, which costs less than scoring pages and attending to scattered ones. */
 #define DENSE_BUDGETS 4u
+
+uint32_t session_device_count(const struct session_options *o)
+{
+    return o->n_specs ? o->n_specs : o->n_devices ? o->n_devices : 1;
+}
 
 void session_seq_options(const struct session *session, uint32_t n_prompt, uint32_t max_tokens,
                          struct nkv_seq_options *options_out)
@@ -72,6 +80,22 @@ int session_open_model(struct session *session, const struct session_options *op
     return CLI_OK;
 }
 
+/* The I/O windows: a chunk's q, k, v and partials; with a compute side, its own and pages on their way to it. */
+static uint64_t window_bytes(const struct session *session)
+{
+    const struct nkv_kv_shape *shape = &session->shape;
+    const struct nkv_seq_options *seq = &session->options.seq;
+    uint64_t n_windows = session_device_count(&session->options), pages = 0;
+    uint64_t chunk = CHUNK_TOKENS * (shape->n_heads + 2ull * shape->n_kv_heads) * shape->head_dim * sizeof(float);
+
+    if (seq->mode == NKV_MODE_RECALL || seq->mode == NKV_MODE_PNG) {
+        n_windows++;
+        pages = seq->budget_tokens / shape->page_tokens;
+    }
+    return n_windows * (chunk + nkv_partial_layout(shape, CHUNK_TOKENS).bytes) +
+           2 * pages * nkv_page_bytes(shape, shape->n_kv_heads);
+}
+
 int session_work_bytes(const struct session *session, uint32_t max_batch, uint64_t *bytes_out)
 {
     struct nkv_decoder_options decoder = {
@@ -83,6 +107,7 @@ int session_work_bytes(const struct session *session, uint32_t max_batch, uint64
 
     if (nkv_decoder_estimate(session->model, &decoder, bytes_out) < 0)
         return cli_fail("%s", nkv_last_error());
+    *bytes_out += PROGRAM_BYTES + window_bytes(session);
     return CLI_OK;
 }
 
@@ -180,10 +205,9 @@ static int open_decoder(struct session *session, uint32_t max_batch)
 
 int session_open_devices(struct session *session, const struct session_need *need)
 {
-    const struct session_options *o = &session->options;
     int rc;
 
-    session->n_devices = o->n_specs ? o->n_specs : o->n_devices ? o->n_devices : 1;
+    session->n_devices = session_device_count(&session->options);
     rc = check_memory(session, need);
     for (uint32_t i = 0; rc == CLI_OK && i < session->n_devices; i++)
         rc = open_device(session, i, need->device_bytes);

@@ -69,6 +69,8 @@ int session_option(struct session_options *options, int option, const char *arg)
 /* What can be wrong between options. returns: CLI_OK, or CLI_USAGE with a message. */
 int session_check(const struct session_options *options);
 
+uint32_t session_device_count(const struct session_options *options);
+
 struct session {
     struct session_options options;
     struct nkv_model *model;
@@ -102,7 +104,7 @@ int session_device_bytes(const struct session *session, uint32_t n_shared, uint3
 /* Bytes of one more sequence on the compute side. */
 int session_compute_bytes(const struct session *session, const struct nkv_seq_options *seq, uint64_t *bytes_out);
 
-/* Bytes that the decoder takes beside weights and cache. */
+/* Bytes that the program takes beside weights and cache: code, activations, the devices' I/O windows. */
 int session_work_bytes(const struct session *session, uint32_t max_batch, uint64_t *bytes_out);
 
 #endif
