@@ -202,7 +202,11 @@ INLINE uint64_t vec_sum_words(size_t bytes, const char *memory)
         }
     for (size_t j = 1; j < 8; j++)
         sum[0] = _mm512_add_epi64(sum[0], sum[j]);
-    return (uint64_t)_mm512_reduce_add_epi64(sum[0]);
+    uint64_t words[8], total = 0;
+    _mm512_storeu_si512(words, sum[0]);
+    for (size_t j = 0; j < 8; j++)
+        total += words[j];
+    return total;
 }
 
 #endif
