@@ -111,7 +111,7 @@ NKV_API int nkv_prefill(struct nkv_decoder *decoder, struct nkv_seq *seq, const 
 NKV_API int nkv_decode(struct nkv_decoder *decoder, struct nkv_seq *const *seqs, const int32_t *tokens, uint32_t n_seqs,
                        float *logits_out);
 
-/* Wall time of the last nkv_decode by part. */
+/* Wall time of the last nkv_decode or nkv_prefill by part. */
 struct nkv_decode_times {
     uint64_t fc_ns, attend_ns, rest_ns;
 };

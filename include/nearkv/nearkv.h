@@ -83,6 +83,8 @@ struct nkv_context_options {
 NKV_API int nkv_context_open(const struct nkv_context_options *options, struct nkv_context **context_out);
 /* Closes its sequences, too. */
 NKV_API void nkv_context_close(struct nkv_context *context);
+/* The shape it was opened with. */
+NKV_API void nkv_context_shape(const struct nkv_context *context, struct nkv_kv_shape *shape_out);
 
 /* ---- Sequences
  * ------------------------------------------------------------------------------------------------------------------ */

@@ -130,6 +130,22 @@ static int allocate(struct nkv_decoder *d)
     return 0;
 }
 
+/* Rows of q, k, v and out have the model's sizes: a context of another shape would read and write past them. */
+static int check_context(const struct nkv_model_info *info, const struct nkv_context *context)
+{
+    struct nkv_kv_shape shape;
+
+    nkv_context_shape(context, &shape);
+    if (shape.n_layers != info->n_layers || shape.n_heads != info->n_heads || shape.n_kv_heads != info->n_kv_heads ||
+        shape.head_dim != info->head_dim)
+        FAIL(NKV_EINVAL,
+             "the context is for %u layers, %u heads, %u KV heads of %u elements, but the model has %u, %u, %u, %u: "
+             "open it with nkv_model_kv_shape",
+             shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.head_dim, info->n_layers, info->n_heads,
+             info->n_kv_heads, info->head_dim);
+    return 0;
+}
+
 int nkv_decoder_open(struct nkv_model *model, struct nkv_context *context, const struct nkv_decoder_options *options,
                      struct nkv_decoder **decoder_out)
 {
@@ -137,6 +153,7 @@ int nkv_decoder_open(struct nkv_model *model, struct nkv_context *context, const
     int status;
 
     TRY(resolve_options(options, &resolved));
+    TRY(check_context(&model->info, context));
     TRY(nkv_alloc(1, sizeof *d, &d));
     *d = resolved;
     status = allocate(d);
@@ -375,20 +392,26 @@ static int prefill_chunk(struct nkv_decoder *d, struct nkv_seq *seq, const int32
 int nkv_prefill(struct nkv_decoder *d, struct nkv_seq *seq, const int32_t *tokens, size_t n_tokens, float *logits_out,
                 nkv_progress_fn progress, void *progress_arg)
 {
+    uint64_t start = nkv_now_ns();
     uint32_t n = 0;
+    int status = 0;
 
     if (n_tokens == 0)
         FAIL(NKV_EINVAL, "the prompt is empty: it must have at least one token");
     if (n_tokens > UINT32_MAX - nkv_seq_length(seq))
         FAIL(NKV_EINVAL, "the prompt has %zu tokens: positions end at %u", n_tokens, UINT32_MAX);
     TRY(check_tokens(d, tokens, n_tokens));
+    d->times = (struct nkv_decode_times){0};
     for (size_t done = 0; done < n_tokens; done += n) {
         n = n_tokens - done < d->chunk_tokens ? (uint32_t)(n_tokens - done) : d->chunk_tokens;
         TRY(prefill_chunk(d, seq, tokens + done, n));
         if (progress && progress(progress_arg, done + n, n_tokens))
             FAIL(NKV_ECANCELED, "stopped after %zu of %zu tokens", done + n, n_tokens);
     }
-    return logits_out ? logits_of(d, n - 1, 1, logits_out) : 0;
+    if (logits_out)
+        status = logits_of(d, n - 1, 1, logits_out);
+    d->times.rest_ns = nkv_now_ns() - start - d->times.fc_ns - d->times.attend_ns;
+    return status;
 }
 
 int nkv_decode(struct nkv_decoder *d, struct nkv_seq *const *seqs, const int32_t *tokens, uint32_t n_seqs,

@@ -44,15 +44,16 @@ static uint64_t next_random(uint64_t *state)
     return z ^ z >> 31;
 }
 
-static void fill_16(uint16_t *out, size_t n, uint16_t exponent, uint16_t mantissa_mask, uint64_t *state)
+/* n is a multiple of 4: all widths of the shapes are. */
+static void fill_16(uint8_t *out, size_t n, uint16_t exponent, uint16_t mantissa_mask, uint64_t *state)
 {
-    const uint16_t mask = (uint16_t)(0x8000u | mantissa_mask);
-    uint64_t bits = 0;
+    const uint64_t every = UINT64_C(0x0001000100010001);
+    const uint64_t mask = every * (0x8000u | mantissa_mask), set = every * exponent;
 
-    for (size_t i = 0; i < n; i++, bits >>= 16) {
-        if (i % 4 == 0)
-            bits = next_random(state);
-        out[i] = (uint16_t)((bits & mask) | exponent);
+    for (size_t i = 0; i < n; i += 4) {
+        uint64_t four = (next_random(state) & mask) | set;
+
+        memcpy(out + 2 * i, &four, sizeof four);
     }
 }
 

@@ -135,6 +135,11 @@ void nkv_seq_stats_reset(struct nkv_seq *seq)
     seq->recalled_units = 0;
 }
 
+void nkv_context_shape(const struct nkv_context *context, struct nkv_kv_shape *shape_out)
+{
+    *shape_out = context->shape;
+}
+
 int nkv_context_device(const struct nkv_context *context, uint32_t i, struct nkv_device_report *report_out)
 {
     struct nkv_device_stat stat = {.size = sizeof stat};

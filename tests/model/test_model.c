@@ -298,7 +298,7 @@ static void test_bad_calls(void **state)
     int32_t tokens[150] = {0};
     struct nkv_decoder_options bad = {.size = 3};
     struct nkv_decoder *decoder = NULL;
-    struct nkv_model *model;
+    struct nkv_model *model, *other;
     struct nkv_seq *seq, *five[5];
     struct rig rig;
     float logits[5 * 256];
@@ -330,6 +330,10 @@ static void test_bad_calls(void **state)
     assert_int_equal(nkv_decoder_open(model, rig.context, &bad, &decoder), NKV_EINVAL);
     bad.size = sizeof bad, bad.chunk_tokens = 1u << 30;
     assert_int_equal(nkv_decoder_open(model, rig.context, &bad, &decoder), NKV_EINVAL);
+    open_fixture("llama-tied", &other);
+    assert_int_equal(nkv_decoder_open(other, rig.context, NULL, &decoder), NKV_EINVAL);
+    assert_non_null(strstr(nkv_last_error(), "the context is for 2 layers"));
+    nkv_model_close(other);
     rig_close(&rig);
     nkv_model_close(model);
 }
