@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the subcommands share. Messages name the flag, the value and the remedy; exit status 1 is a failure, 2 wrong usage. */
+/* What the subcommands share. Messages name the flag, the value and the remedy; exit status 1 is a failure, 2 wrong
+ * usage. */
 #define _GNU_SOURCE
 #include "cli.h"
 
@@ -65,7 +66,7 @@ int cli_u64(const char *flag, const char *text, uint64_t low, uint64_t high, uin
 
 int cli_u32(const char *flag, const char *text, uint32_t low, uint32_t high, uint32_t *value_out)
 {
-    uint64_t value;
+    uint64_t value = 0;
     int rc = cli_u64(flag, text, low, high, &value);
 
     if (rc == CLI_OK)

@@ -12,8 +12,8 @@ int cli_fail(const char *format, ...) NKV_PRINTF(1, 2);
 int cli_usage(const char *format, ...) NKV_PRINTF(1, 2);
 
 /*
- * A whole number with an optional suffix K, M or G (powers of 1024) from low to high. returns: CLI_OK or CLI_USAGE with a
- * message that names flag, value and range.
+ * A whole number with an optional suffix K, M or G (powers of 1024) from low to high. returns: CLI_OK or CLI_USAGE with
+ * a message that names flag, value and range.
  */
 int cli_u64(const char *flag, const char *text, uint64_t low, uint64_t high, uint64_t *value_out);
 int cli_u32(const char *flag, const char *text, uint32_t low, uint32_t high, uint32_t *value_out);

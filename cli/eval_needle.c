@@ -409,6 +409,7 @@ static int open_devices(struct eval_needle *eval)
     if (rc != CLI_OK)
         return rc;
     need.device_bytes += fork_bytes;
+    need.total_bytes = need.device_bytes;
     return session_open_devices(&eval->session, &need);
 }
 

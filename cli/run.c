@@ -183,8 +183,10 @@ static int plan_loads(const struct run *run, uint32_t n_devices, struct session_
         rc = session_device_bytes(&run->session, run->n_prefix, max_tokens(run, i), &bytes);
         load[to] += bytes;
     }
-    for (uint32_t d = 0; d < n_devices; d++)
+    for (uint32_t d = 0; d < n_devices; d++) {
         need->device_bytes = load[d] > need->device_bytes ? load[d] : need->device_bytes;
+        need->total_bytes += load[d];
+    }
     return rc;
 }
 

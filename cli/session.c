@@ -10,7 +10,6 @@
 #include <nearkv/device.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "cli.h"
 
@@ -111,26 +110,17 @@ int session_work_bytes(const struct session *session, uint32_t max_batch, uint64
     return CLI_OK;
 }
 
-static bool has_capacity(const char *spec)
-{
-    return strstr(spec, "capacity=") != NULL;
-}
-
 static int check_memory(const struct session *session, const struct session_need *need)
 {
-    const struct session_options *o = &session->options;
     uint64_t bytes;
     char what[160];
     int rc = session_work_bytes(session, need->max_batch, &bytes);
 
     if (rc != CLI_OK)
         return rc;
-    bytes += need->compute_bytes + session->info.weight_bytes;
-    for (uint32_t i = 0; i < session->n_devices; i++)
-        if (i >= o->n_specs || !has_capacity(o->specs[i]))
-            bytes += need->device_bytes;
-    snprintf(what, sizeof what, "%s (weights %s) with its KV cache (%u x %s)", session->info.name,
-             cli_bytes(session->info.weight_bytes), session->n_devices, cli_bytes(need->device_bytes));
+    bytes += need->total_bytes + need->compute_bytes + session->info.weight_bytes;
+    snprintf(what, sizeof what, "%s (weights %s) with a KV cache of %s", session->info.name,
+             cli_bytes(session->info.weight_bytes), cli_bytes(need->total_bytes));
     return cli_check_memory(what, bytes);
 }
 

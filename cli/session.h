@@ -86,6 +86,7 @@ struct session {
 /* What the sequences will need at most at one time. */
 struct session_need {
     uint64_t device_bytes; /* on the fullest device */
+    uint64_t total_bytes;  /* on all devices together */
     uint64_t compute_bytes;
     uint32_t max_batch;
 };

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# nearkv run: the JSON schema, all modes and devices, several prompts, sampling, the trace, a failing device, Ctrl-C.
+set -euo pipefail
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" <<'PY'
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from check import NEARKV, fields, haystack, run
+
+tmp = sys.argv[1]
+text = f'{tmp}/text'
+haystack(text, 8000, ('pass', '31415'), ('other', '27'))
+sparse = ['--prefill', 'sparse', '--prefill-budget', 512, '--budget', 512]
+number = (int, float)
+SCHEMA = {
+    'schema': str, 'mode': str, 'model': str, 'text': str, 'tokens': list, 'n_prompt': int, 'n_generated': int, 'prefill_s': float,
+    'decode_s': float, 'ttft_ms': float, 'tpot_ms': {'mean': float, 'p50': float, 'p99': float}, 'tokens_per_s': float,
+    'kv': {'page_tokens': int, 'dtype': str, 'pages': int, 'bytes': int, 'digest_bytes': int},
+    'select': {'budget_tokens': int, 'attended_tokens_mean': number}, 'steady': {'resident_pages': int, 'hit_ratio': number},
+    'link': {'to_device_bytes': int, 'from_device_bytes': int, 'recalled_pages': int, 'recalled_bytes': int}, 'devices': list}
+DEVICE = {'name': str, 'capacity_bytes': int, 'used_bytes': int, 'busy_s': number}
+
+for mode in ('full', 'recall', 'pnm', 'png'):
+    for devices in (1, 2):
+        got, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', mode, '--devices', devices, '--json', *sparse)
+        compute = got.pop('compute', None)
+        assert (compute is not None) == (mode in ('recall', 'png'))
+        fields(got, SCHEMA)
+        assert got['schema'] == 'nearkv.run/1' and got['mode'] == mode and got['text'] == '31415.', got
+        assert got['n_generated'] == len(got['tokens']) == 6 and got['n_prompt'] > 8000
+        assert len(got['devices']) == devices
+        for device in got['devices']:
+            fields(device, DEVICE)
+            assert device['used_bytes'] <= device['capacity_bytes']
+        attended = got['select']['attended_tokens_mean']
+        assert attended > 8000 if mode == 'full' else 0 < attended <= 512, attended
+        assert got['kv']['pages'] >= got['n_prompt'] // 32 and got['link']['to_device_bytes'] > 0
+        if mode == 'png':
+            assert got['steady']['hit_ratio'] > 0 and got['steady']['resident_pages'] > 0
+
+# Several prompts, in one batch: each has its own answer, whether the prefix is shared or not.
+ask = ['-p', 'The pass key is ', '-p', 'The other key is ', '-p', 'Nothing.']
+for more in ([], ['--devices', 2], ['--mode', 'full', '--devices', 3], ['--mode', 'recall', '--kv', 'q8_0']):
+    got, _ = run('run', '-f', text, *ask, '--json', *sparse, *more)
+    assert [a['text'] for a in got['answers']] == ['31415.', '27.', ''], got['answers']
+    assert got['n_prompt'] == sum(a['n_prompt'] for a in got['answers']) and got['n_generated'] == 9
+got, _ = run('run', '-p', 'The key is 5. The key is ', '-p', 'His age is 71. Truly: his age is ', '--json', '--devices', 2)
+assert [a['text'] for a in got['answers']] == ['5.', '71.'] and [a['device'] for a in got['answers']] == [0, 1], got['answers']
+
+# Streaming prints the same text; standard input is a file.
+done = subprocess.run([NEARKV, 'run', '-f', '-', '-p', ' The pass key is '], input=b'The pass key is 271. And so on.', capture_output=True)
+assert done.returncode == 0 and done.stdout == b'271.\n', done
+
+# The seed decides what is sampled; the answer does not depend on threads.
+one = [run('run', '-p', 'x is ', '--temp', 50, '--seed', s, '-n', 20, '--json', '--threads', t)[0]['tokens'] for s, t in ((1, 1), (1, 2), (2, 1))]
+assert one[0] == one[1] and one[0] != one[2], one
+
+# A trace per device.
+run('run', '-f', text, '-p', 'The pass key is ', '--trace', f'{tmp}/trace', '--json', *sparse)
+assert os.path.getsize(f'{tmp}/trace') > 64
+run('run', '-p', 'a is ', '-p', 'b is ', '--trace', f'{tmp}/t2', '--devices', 2, '--json')
+assert os.path.getsize(f'{tmp}/t2.0') > 64 and os.path.getsize(f'{tmp}/t2.1') > 64
+
+# A device that fails a command ends the sequence with its error, be it in prefill or later; another device's goes on.
+for n in (1, 5, 12):
+    got, err = run('run', '-p', 'The pass key is 71432. The pass key is ', '--device', f'fault:op=attend,n={n}:cpu', status=1)
+    assert 'injected fault' in err and err.count('nearkv:') == 1, err
+got, err = run('run', '-p', 'The key is 5. The key is ', '-p', 'His age is 71. Truly: his age is ', '--json', '--device', 'fault:op=attend,n=5:cpu',
+               '--device', 'cpu', status=1)
+assert 'error' in got['answers'][0] and got['answers'][1]['text'] == '71.', got['answers']
+assert 'sequence 1 ended' in err
+
+# Ctrl-C ends it with a message and exit status 1.
+haystack(f'{tmp}/long', 400000)
+child = subprocess.Popen([NEARKV, 'run', '-f', f'{tmp}/long', '--prefill', 'dense'], stderr=subprocess.PIPE, text=True)
+time.sleep(1)
+child.send_signal(signal.SIGINT)
+_, err = child.communicate(timeout=120)
+assert child.returncode == 1 and 'interrupted' in err, (child.returncode, err)
+PY

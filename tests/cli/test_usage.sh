@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Wrong usage exits with 2 and a message that names what was wrong and what to do; failures exit with 1; nothing crashes.
+set -euo pipefail
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+failed=0
+
+# expect STATUS 'part of the message' ARGUMENT...
+expect() {
+    local want=$1 part=$2 rc=0
+    shift 2
+    "$NEARKV" "$@" >"$tmp/out" 2>"$tmp/err" </dev/null || rc=$?
+    if [ "$rc" != "$want" ] || ! grep -qF -e "$part" "$tmp/err"; then
+        echo "nearkv $*: exit $rc, wanted $want with '$part': $(cat "$tmp/err")"
+        failed=1
+    elif [ -s "$tmp/out" ]; then
+        echo "nearkv $*: wrote to standard output: $(head -c 200 "$tmp/out")"
+        failed=1
+    fi
+}
+
+expect 2 'usage:'
+expect 2 "no command 'walk'" walk
+expect 2 'usage:' eval
+expect 2 'unrecognized option' run -p x --no-such-option
+expect 2 'nothing to answer' run
+expect 2 'is empty' run -p ''
+expect 2 'unexpected argument' run -p x stray
+expect 2 '--page 0' run -p x --page 0
+expect 2 'less than sink + recent' run -p x --budget 64
+expect 2 'less than sink + recent' run -p x --sink 100 --budget 2048
+expect 2 'less than sink + recent' run -p x --prefill-budget 32
+expect 2 "unknown mode 'gpu'" run -p x --mode gpu
+expect 2 'f32, f16, bf16, q8_0' run -p x --kv q4
+expect 2 'minmax, cuboid-mean' run -p x --digest none
+expect 2 'layer, kv-head' run -p x --select page
+expect 2 'dense, sparse or auto' run -p x --prefill maybe
+expect 2 '--temp -1' run -p x --temp -1
+expect 2 '--top-p 1.5' run -p x --top-p 1.5
+expect 2 '-n 0' run -p x -n 0
+expect 2 '--threads 0' run -p x --threads 0
+expect 2 'not both' run -p x --devices 2 --device cpu
+expect 2 "unknown device 'gpu'" run -p x --device gpu
+expect 2 '--device' run -p x --device cpu:colour=red
+expect 2 'No such file' run -f "$tmp/none" -p x
+expect 2 'Is a directory' run -f "$tmp" -p x
+: >"$tmp/empty"
+expect 2 'is empty' run -f "$tmp/empty"
+expect 2 "model's context" run -p x -n 4M
+expect 2 'is missing' run -p x --device cpu:capacity=128K
+expect 1 'No such file' run -m "$tmp/none.gguf" -p x
+head -c 1000 "$NEARKV" >"$tmp/not.gguf"
+expect 1 'not.gguf' run -m "$tmp/not.gguf" -p x
+many=()
+for _ in {1..64}; do many+=(-p x); done
+expect 1 'is missing' run "${many[@]}" --kv f32 -n 2000000
+expect 2 '--depth' eval needle --depth 1.5
+expect 2 '--modes' eval needle --modes pnm,pnm
+expect 2 'not both' eval needle -f "$tmp/empty" --text "$tmp"
+expect 2 'no text' eval needle -f "$tmp/empty"
+printf 'it says: The pass key is unknown.\n%.0s' {1..20} >"$tmp/has-key"
+expect 2 'already contains' eval needle -f "$tmp/has-key"
+printf 'it says nothing.\n%.0s' {1..20} >"$tmp/short"
+expect 2 'give more --text' eval needle --text "$tmp/short" --ctx 1M
+expect 2 '--ctx' info --ctx 0
+expect 2 'give the file' needle
+expect 2 'f16 or f32' needle -o "$tmp/x.gguf" --type bf16
+expect 1 'cannot create' needle -o "$tmp/none/x.gguf"
+[ ! -e "$tmp/x.gguf" ]
+
+for command in '' run eval 'eval needle' info needle bench; do
+    # shellcheck disable=SC2086
+    "$NEARKV" $command --help | grep -q '^usage: nearkv' || { echo "nearkv $command --help"; failed=1; }
+done
+"$NEARKV" --version | grep -q '^nearkv [0-9]'
+exit $failed
