@@ -131,7 +131,7 @@ static void attend_all_ways(const struct nkv_kv_shape *shape, uint32_t length)
         attend_case(&rig, &model, layer, 1, 0, 1, &random);
         attend_case(&rig, &model, layer, 1, NKV_PER_HEAD, shape->n_kv_heads, &random);
         attend_case(&rig, &model, layer, 3, 0, 1, &random);
-        for (uint32_t n = 1; n <= length && n <= 150; n = n * 3 + 1) {
+        for (uint32_t n = 1; n <= length && n <= (length > 200 ? 13u : 150u); n = n * 3 + 1) {
             attend_case(&rig, &model, layer, n, NKV_ALL_PAGES | NKV_CAUSAL, 1, &random);
             attend_case(&rig, &model, layer, n, NKV_CAUSAL, 1, &random);
             attend_case(&rig, &model, layer, n, NKV_CAUSAL | NKV_PER_HEAD, shape->n_kv_heads, &random);
