@@ -10,7 +10,7 @@ JOBS   ?= $(shell nproc)
 all:
 	@tools/setup.sh build
 	@cmake --preset $(PRESET) >/dev/null
-	@cmake --build build/$(PRESET) -j $(JOBS)
+	@cmake --build build/$(PRESET) -j $(JOBS) --target nearkv-cli
 
 demo: all
 	@tools/demo.sh $(CTX)
