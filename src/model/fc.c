@@ -6,6 +6,7 @@
  *
  * Types: bf16 and q8_0 weights are multiplied as bf16 x bf16 -> f32 (x is rounded once per job, q8_0 is widened tile by
  * tile), f16 and f32 weights as f32 x f32 (f16 is widened tile by tile): bf16 would drop bits that an f16 model has.
+ * Where the library has no bf16 product (CPUs without AVX-512), all are widened to f32.
  * Widened tiles live in one buffer per thread; keeping widened weights was rejected, since a tile is used for all
  * tokens of a chunk and widening it costs a few percent of multiplying it.
  *
@@ -30,9 +31,10 @@
 struct nkv_fc {
     struct nkv_team *team;
     uint32_t max_tokens, max_cols;
-    uint16_t *x_bf16; /* [max_tokens][max_cols] */
-    float *panels;    /* [threads][TILE_ROWS][max_cols] */
-    float *rows;      /* [threads][max_cols]: one q8_0 row on its way to bf16 */
+    enum nkv_dtype type_of[NKV_DTYPE_COUNT]; /* in which weights of a type are multiplied: bf16 or f32 */
+    uint16_t *x_bf16;                        /* [max_tokens][max_cols] */
+    float *panels;                           /* [threads][TILE_ROWS][max_cols] */
+    float *rows;                             /* [threads][max_cols]: one q8_0 row on its way to bf16 */
 };
 
 static uint32_t min_u32(uint32_t a, uint32_t b)
@@ -55,6 +57,8 @@ int nkv_fc_open(struct nkv_team *team, uint32_t max_tokens, uint32_t max_cols, s
     fc->team = team;
     fc->max_tokens = max_tokens;
     fc->max_cols = max_cols;
+    for (int dtype = 0; dtype < NKV_DTYPE_COUNT; dtype++)
+        fc->type_of[dtype] = nkv_gemm_type((enum nkv_dtype)dtype);
     status = nkv_alloc((size_t)max_tokens * max_cols, sizeof *fc->x_bf16, &fc->x_bf16);
     if (status == 0)
         status = nkv_alloc(n_threads * TILE_ROWS * max_cols, sizeof *fc->panels, &fc->panels);
@@ -180,15 +184,15 @@ static void convert_task(void *arg, uint32_t task, uint32_t rank)
                                    job->fc->x_bf16 + (size_t)t0 * job->n_cols, NULL);
 }
 
-/* The tile's weights in the type that is multiplied: in place, or widened into the thread's panel. */
+/* The tile's weights in the type that is multiplied: in place, or converted into the thread's panel. */
 static const void *panel(struct nkv_fc *fc, uint32_t rank, const struct nkv_matrix *w, uint32_t r0, uint32_t n)
 {
     float *out = fc->panels + (size_t)rank * TILE_ROWS * fc->max_cols;
     float *row = fc->rows + (size_t)rank * fc->max_cols;
 
-    if (w->dtype == NKV_BF16 || w->dtype == NKV_F32)
+    if (w->dtype == fc->type_of[w->dtype])
         return row_at(w, r0);
-    if (w->dtype == NKV_F16) {
+    if (fc->type_of[w->dtype] == NKV_F32) {
         nkv_matrix_rows(w, r0, r0 + n, out);
         return out;
     }
@@ -225,7 +229,7 @@ static int product_open(struct gemm_job *job, const struct nkv_fc_part *part, st
     uint32_t rest = w->n_rows % TILE_ROWS;
 
     *p = (struct product){.part = part, .first_task = job->n_tasks, .n_tiles = (w->n_rows + TILE_ROWS - 1) / TILE_ROWS};
-    p->type = w->dtype == NKV_BF16 || w->dtype == NKV_Q8_0 ? NKV_BF16 : NKV_F32;
+    p->type = job->fc->type_of[w->dtype];
     job->n_tasks += p->n_tiles;
     job->n_products++;
     if (w->n_rows >= TILE_ROWS)

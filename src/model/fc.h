@@ -43,6 +43,8 @@ void nkv_matrix_rows(const struct nkv_matrix *w, uint32_t r0, uint32_t r1, float
 
 struct nkv_gemm;
 
+/* The type in which weights of dtype are multiplied here: NKV_BF16 or NKV_F32. */
+enum nkv_dtype nkv_gemm_type(enum nkv_dtype dtype);
 /* y [m][ldy] = x [m][k] w^T, w [n][k], of type bf16 or f32. A short-lived object. */
 int nkv_gemm_open(enum nkv_dtype dtype, uint32_t m, uint32_t n, uint32_t k, uint32_t ldy, struct nkv_gemm **gemm_out);
 void nkv_gemm_close(struct nkv_gemm *gemm);

@@ -108,6 +108,26 @@ static dnnl_status_t create(struct nkv_gemm *g, enum nkv_dtype dtype, dnnl_dim_t
     return s;
 }
 
+/* oneDNN has no bf16 product for CPUs without AVX-512. */
+static bool has_bf16(void)
+{
+    struct nkv_gemm probe = {0};
+    int before = omp_limit(1);
+    dnnl_status_t s = create(&probe, NKV_BF16, 32, 32, 32, 32);
+
+    omp_limit(before);
+    if (probe.primitive)
+        dnnl_primitive_destroy(probe.primitive);
+    if (probe.engine)
+        dnnl_engine_destroy(probe.engine);
+    return s == dnnl_success;
+}
+
+enum nkv_dtype nkv_gemm_type(enum nkv_dtype dtype)
+{
+    return (dtype == NKV_BF16 || dtype == NKV_Q8_0) && has_bf16() ? NKV_BF16 : NKV_F32;
+}
+
 static int gemm_open(enum nkv_dtype dtype, uint32_t m, uint32_t n, uint32_t k, uint32_t ldy, int n_threads,
                      struct nkv_gemm **gemm_out)
 {
@@ -243,7 +263,7 @@ static int measure(enum nkv_dtype type, int n_threads, uint32_t m, uint32_t n, u
 
 int nkv_matmul_rate(enum nkv_dtype dtype, uint32_t n_threads, uint32_t m, uint32_t n, uint32_t k, double *gflops_out)
 {
-    enum nkv_dtype type = dtype == NKV_BF16 || dtype == NKV_Q8_0 ? NKV_BF16 : NKV_F32;
+    enum nkv_dtype type = nkv_gemm_type(dtype);
     struct nkv_gemm *gemm = NULL;
     int status;
 
