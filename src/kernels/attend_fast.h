@@ -10,6 +10,8 @@
 #ifndef NKV_KERNELS_ATTEND_FAST_H
 #define NKV_KERNELS_ATTEND_FAST_H
 
+#include <stddef.h>
+
 struct nkv_attend;
 
 /* Tokens that are widened to f32 at a time when there are many rows: two blocks of it are the scratch. */
@@ -26,5 +28,6 @@ void nkv_avx512_attend_bf16(const struct nkv_attend *a);
 void nkv_avx512_attend_q8_0(const struct nkv_attend *a);
 
 void nkv_avx512x_attend_q8_0(const struct nkv_attend *a);
+void nkv_avx512x_prepare_q8_0(size_t n_rows, size_t dim, const float *q, void *out);
 
 #endif

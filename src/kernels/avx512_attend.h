@@ -151,7 +151,9 @@ NKV_INLINE void nkv_weigh(size_t n, const float *scale, float *score, float *m, 
             w = _mm512_mul_ps(w, _mm512_maskz_loadu_ps(nkv_mask_below(n - t), scale + t));
         _mm512_store_ps(score + t, w);
     }
-    float keep = _mm512_cvtss_f32(nkv_exp16(_mm512_sub_ps(_mm512_set1_ps(*m), shift)));
+    float keep = 1; /* mostly: in a long context the maximum seldom moves */
+    if (new_m != *m)
+        keep = _mm512_cvtss_f32(nkv_exp16(_mm512_sub_ps(_mm512_set1_ps(*m), shift)));
     *l = *l * keep + _mm512_reduce_add_ps(sum);
     *m = new_m;
     *keep_out = keep;

@@ -27,14 +27,15 @@ enum {
     QUAD = 4,      /* rows that share one pass over a block */
     BLOCK = 64,    /* tokens of a block at most */
     ROWS_MAX = 16, /* more rows than these are bound by arithmetic: f32 is as good */
-    DIM_MAX = 512,
-    PADDED = DIM_MAX /* bytes of a part of q */
+    DIM_MAX = 512
 };
 
+/* A prepared row. */
 struct query {
     float scale;
     int32_t bias; /* 128 * sum of (256 hi + lo) */
-    _Alignas(64) int8_t part[2][PADDED];
+    char unused[56];
+    int8_t part[][2][64]; /* of every 64 dimensions: hi, lo; 0 from dim on */
 };
 
 struct block {
@@ -44,7 +45,7 @@ struct block {
 };
 
 struct rows {
-    struct query query[QUAD];
+    const struct query *query[QUAD];
     _Alignas(64) float weight[QUAD][BLOCK];
     _Alignas(64) uint8_t part[2][QUAD][BLOCK]; /* of weight * v_scale / step */
     _Alignas(64) __m512i mixed[BLOCK / 4][4];  /* V of 64 dimensions, four tokens interleaved */
@@ -59,7 +60,12 @@ static __mmask64 bytes_below(size_t n)
     return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1;
 }
 
-static void split_query(size_t dim, const float *q, struct query *out)
+static size_t prepared_bytes(size_t dim)
+{
+    return sizeof(struct query) + (dim + 63) / 64 * 128;
+}
+
+static void prepare_row(size_t dim, const float *q, struct query *out)
 {
     __m512 top = _mm512_setzero_ps(), nan = _mm512_setzero_ps();
     for (size_t d = 0; d < dim; d += 16) {
@@ -76,8 +82,8 @@ static void split_query(size_t dim, const float *q, struct query *out)
         __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
         sum = _mm512_add_epi32(sum, n);
         __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(n, half), 8);
-        _mm_store_si128((__m128i *)(void *)&out->part[0][d], _mm512_cvtepi32_epi8(hi));
-        _mm_store_si128((__m128i *)(void *)&out->part[1][d], _mm512_cvtepi32_epi8(n));
+        _mm_store_si128((__m128i *)(void *)&out->part[d / 64][0][d % 64], _mm512_cvtepi32_epi8(hi));
+        _mm_store_si128((__m128i *)(void *)&out->part[d / 64][1][d % 64], _mm512_cvtepi32_epi8(n));
     }
     out->scale = largest / limit;
     out->bias = 128 * _mm512_reduce_add_epi32(sum);
@@ -133,7 +139,7 @@ NKV_INLINE void score_chunk(int n_rows, bool whole, const char *k, size_t dim, s
             NKV_UNROLL
             for (int part = 0; part < 2; part++) {
                 int32_t q;
-                memcpy(&q, &rows->query[r].part[part][d + 4 * i], sizeof q);
+                memcpy(&q, &rows->query[r]->part[d / 64][part][4 * i], sizeof q);
                 sum[part][r] = _mm512_dpbusd_epi32(sum[part][r], x[i], _mm512_set1_epi32(q));
             }
         }
@@ -155,8 +161,8 @@ NKV_INLINE void score_tile(int n_rows, const char *k, size_t dim, __m512 scale, 
     NKV_UNROLL
     for (int r = 0; r < n_rows; r++) {
         __m512i s = _mm512_add_epi32(_mm512_slli_epi32(sum[0][r], 8), sum[1][r]);
-        s = _mm512_sub_epi32(s, _mm512_set1_epi32(rows->query[r].bias));
-        __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(rows->query[r].scale));
+        s = _mm512_sub_epi32(s, _mm512_set1_epi32(rows->query[r]->bias));
+        __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(rows->query[r]->scale));
         _mm512_store_ps(&rows->weight[r][t], _mm512_mul_ps(_mm512_cvtepi32_ps(s), both));
     }
 }
@@ -305,17 +311,20 @@ NKV_INLINE void fold_block(int n_rows, const struct block *b, struct rows *rows)
         value_chunk(n_rows, false, b, rows, d, ahead, ahead_bytes);
 }
 
+void nkv_avx512x_prepare_q8_0(size_t n_rows, size_t dim, const float *q, void *out)
+{
+    for (size_t r = 0; r < n_rows; r++)
+        prepare_row(dim, q + r * dim, (struct query *)((char *)out + r * prepared_bytes(dim)));
+}
+
 /* The rows first .. first + n_rows - 1, at most QUAD, which all see the first n_seen tokens. */
-static void fold_rows(const struct nkv_attend *a, size_t first, size_t n_rows, size_t n_seen)
+static void fold_rows(const struct nkv_attend *a, const char *prepared, size_t first, size_t n_rows, size_t n_seen)
 {
     struct rows rows;
     rows.n = (int)n_rows;
     for (size_t r = 0; r < QUAD; r++) {
         size_t row = first + (r < n_rows ? r : n_rows - 1);
-        if (r < n_rows)
-            split_query(a->dim, a->q + row * a->dim, &rows.query[r]);
-        else
-            rows.query[r] = rows.query[n_rows - 1];
+        rows.query[r] = (const struct query *)(const void *)(prepared + row * prepared_bytes(a->dim));
         rows.o[r] = a->o + row * a->dim;
         rows.m[r] = a->m[row];
         rows.l[r] = a->l[row];
@@ -365,11 +374,16 @@ void nkv_avx512x_attend_q8_0(const struct nkv_attend *a)
         nkv_prefetch((const char *)a->next_k_scale, a->n_tokens * sizeof(float));
     if (a->next_v_scale != NULL)
         nkv_prefetch((const char *)a->next_v_scale, a->n_tokens * sizeof(float));
+    const char *prepared = a->prepared;
+    if (prepared == NULL) {
+        nkv_avx512x_prepare_q8_0(a->n_rows, a->dim, a->q, a->scratch); /* two blocks of f32 have room for it */
+        prepared = a->scratch;
+    }
     for (size_t row = 0, n; row < a->n_rows; row += n) {
         size_t n_seen = nkv_tokens_seen(a, row);
         for (n = 1; n < QUAD && row + n < a->n_rows && nkv_tokens_seen(a, row + n) == n_seen;)
             n++;
         if (n_seen > 0)
-            fold_rows(a, row, n, n_seen);
+            fold_rows(a, prepared, row, n, n_seen);
     }
 }

@@ -30,6 +30,7 @@ struct nkv_attend {
     uint32_t n_tokens; /* tokens of this page that exist, 1.. */
     uint32_t dim;
     const float *q;          /* [n_rows][dim], already multiplied by the scale */
+    const void *prepared;    /* what the table's `prepare` made of q; NULL: attend does it again for every page */
     const uint32_t *visible; /* [n_rows]: a row sees tokens 0..visible-1 (0: none); NULL: all see all */
     const void *k, *v;
     const float *k_scale, *v_scale; /* q8_0 only */
@@ -71,6 +72,13 @@ struct nkv_kernels {
      */
     void (*attend[NKV_DTYPE_COUNT])(const struct nkv_attend *a);
 
+    /*
+     * Brings queries into the form that attend wants, once for all pages: row r of q [n_rows][dim] becomes the
+     * nkv_prepared_row_bytes(dim) bytes at out + r * that; out is 64-byte aligned. NULL where attend wants nothing.
+     * attend gives the same bits with and without it.
+     */
+    void (*prepare[NKV_DTYPE_COUNT])(size_t n_rows, size_t dim, const float *q, void *out);
+
     /* Folds partial b into partial a, row by row: o [n_rows][dim], m and l [n_rows]. */
     void (*merge)(size_t n_rows, size_t dim, float *o_a, float *m_a, float *l_a, const float *o_b, const float *m_b,
                   const float *l_b);
@@ -104,6 +112,9 @@ struct nkv_kernels {
 
 /* Bytes of scratch that `attend` needs in any table. */
 size_t nkv_attend_scratch_bytes(uint32_t n_rows, uint32_t page_tokens, uint32_t dim);
+
+/* Bytes of a row that `prepare` made, in any table: a multiple of 64. */
+size_t nkv_prepared_row_bytes(uint32_t dim);
 
 /* The table in use. Thread safe. Never NULL. A name in NEARKV_KERNELS that this CPU or build lacks counts as "auto". */
 const struct nkv_kernels *nkv_kernels(void);

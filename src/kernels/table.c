@@ -117,6 +117,11 @@ int nkv_kernels_choose(const char *name)
     return nkv_kernels_use(name);
 }
 
+size_t nkv_prepared_row_bytes(uint32_t dim)
+{
+    return NKV_CACHE_LINE + 2 * nkv_round_up(dim, NKV_CACHE_LINE);
+}
+
 size_t nkv_attend_scratch_bytes(uint32_t n_rows, uint32_t page_tokens, uint32_t dim)
 {
     (void)n_rows;                                                            /* rows are computed a few at a time */
