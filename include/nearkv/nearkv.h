@@ -80,6 +80,11 @@ struct nkv_context_options {
     void *plan_log_arg;
 };
 
+/*
+ * Opens a context and maps its devices' I/O windows for max_batch and max_tokens; opening a sequence may grow them, a
+ * step never does. The devices serve this context alone until it is closed.
+ * returns: 0; NKV_EINVAL; NKV_ENOTSUP: a device of another ABI; NKV_ENOMEM; a device's error.
+ */
 NKV_API int nkv_context_open(const struct nkv_context_options *options, struct nkv_context **context_out);
 /* Closes its sequences, too. */
 NKV_API void nkv_context_close(struct nkv_context *context);
@@ -115,7 +120,8 @@ NKV_API void nkv_seq_options_init(struct nkv_seq_options *options);
 /*
  * Opens an empty sequence on the PNM device with the most free memory (ties: the lowest number).
  * returns: 0; NKV_EINVAL; NKV_ENOSPC: no device can hold max_tokens now (the message says how much is missing, and
- * whether it could ever fit); a device's error.
+ * whether it could ever fit), or the compute device has no room for resident pages and digests; NKV_ESTATE: the I/O
+ * windows must grow, but a ticket is in flight; a device's error.
  */
 NKV_API int nkv_seq_open(struct nkv_context *context, const struct nkv_seq_options *options, struct nkv_seq **seq_out);
 /* Frees every page on every device. NULL is allowed. */
@@ -157,7 +163,8 @@ struct nkv_attend_item {
  * in order. At most two tickets are in flight, of disjoint sequences (two micro-batches: FC of one under the attention
  * of the other). begin returns when commands are queued; end waits, merges and writes `out`. A sequence that fails (its
  * device's error) is marked, its `out` is zeroed, the others go on: both calls still return 0. Items whose sequence has
- * already failed are passed over. Other returns: NKV_EINVAL, NKV_ESTATE (nothing was queued).
+ * already failed are passed over. Other returns: NKV_EINVAL, NKV_ESTATE, NKV_ENOSPC (a sequence would outgrow its
+ * max_tokens); nothing was queued.
  */
 NKV_API int nkv_attend_begin(struct nkv_context *context, uint32_t layer, const struct nkv_attend_item *items,
                              uint32_t n_items, struct nkv_ticket **ticket_out);

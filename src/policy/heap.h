@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * policy/heap.h: heapsort of u32 in place. Chosen over quicksort because the lists that a policy sorts come from a
- * command's operands: no input may make it quadratic, and it needs neither memory nor recursion.
+ * policy/heap.h: a heap of u32, and heapsort, in place. Chosen over quicksort because the lists that a policy sorts
+ * come from a command's operands: no input may make it quadratic, and it needs neither memory nor recursion.
  */
 #ifndef NKV_POLICY_HEAP_H
 #define NKV_POLICY_HEAP_H
@@ -15,6 +15,8 @@ static inline void heap_sift(uint32_t *items, uint32_t root, uint32_t n, heap_le
 {
     uint32_t item = items[root], child = 2 * root + 1;
 
+    if (root >= n)
+        return;
     while (child < n) {
         if (child + 1 < n && less(context, items[child], items[child + 1]))
             child++;
@@ -27,18 +29,29 @@ static inline void heap_sift(uint32_t *items, uint32_t root, uint32_t n, heap_le
     items[root] = item;
 }
 
-/* pre: n < 2^31. Items that rank equal must be interchangeable: the sort is not stable. */
-static inline void heap_sort(uint32_t *items, uint32_t n, heap_less_fn less, const void *context)
+/* Makes items a heap: no item ranks before its children, so the last in rank is items[0]. pre: n < 2^31. */
+static inline void heap_build(uint32_t *items, uint32_t n, heap_less_fn less, const void *context)
 {
     for (uint32_t root = n / 2; root-- > 0;)
         heap_sift(items, root, n, less, context);
-    for (uint32_t end = n; end > 1;) {
-        uint32_t largest = items[0];
+}
 
-        items[0] = items[--end];
-        items[end] = largest;
-        heap_sift(items, 0, end, less, context);
-    }
+/* Takes the last in rank out of a heap of n items, which then has n - 1. pre: n > 0. */
+static inline uint32_t heap_pop(uint32_t *items, uint32_t n, heap_less_fn less, const void *context)
+{
+    uint32_t last = items[0];
+
+    items[0] = items[n - 1];
+    heap_sift(items, 0, n - 1, less, context);
+    return last;
+}
+
+/* Items that rank equal must be interchangeable: the sort is not stable. */
+static inline void heap_sort(uint32_t *items, uint32_t n, heap_less_fn less, const void *context)
+{
+    heap_build(items, n, less, context);
+    for (; n > 1; n--)
+        items[n - 1] = heap_pop(items, n, less, context);
 }
 
 #endif

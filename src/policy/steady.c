@@ -2,11 +2,11 @@
 /*
  * Steady-Select and ArkVale's rule (the paper, Algorithm 1), over a resident table: slot -> page.
  *
- * Both begin by matching the chosen set S against the resident pages P: slots are ordered by the page they hold, and
- * each chosen page looks itself up by bisection. What is found is steady; what is not must be attended elsewhere or
- * recalled. The rules differ only in which slots they fill: Steady-Select those whose page left S (and empty ones),
- * ArkVale as many as there are missing pages, lowest score first. A bit mask over page ids, as the paper's hardware
- * keeps, was rejected: it costs memory and time linear in the context, this in the budget.
+ * Both begin by matching the chosen set S against the resident pages P: slots are ordered by the page they hold (radix
+ * sort: no input makes it slow), and each chosen page looks itself up by bisection. What is found is steady; what is
+ * not must be attended elsewhere or recalled. The rules differ only in which slots they fill: Steady-Select those whose
+ * page left S (and empty ones), ArkVale as many as there are missing pages, lowest score first. A bit mask over page
+ * ids, as the paper's hardware keeps, was rejected: it costs memory and time linear in the context, this in the budget.
  *
  * Invariant: a slot of `slots_out` never holds a page of S, whatever the table contains (it may come from a command's
  * operands): of a page that is listed twice, one slot is steady and the other may be given up.
@@ -18,34 +18,57 @@
 #include "policy/heap.h"
 #include "policy/select.h"
 
-/* Slots in the order of the pages they hold; `steady` is indexed by slot. */
+/* `order`: the n_held slots that hold a page, by page; `steady` is indexed by slot. */
 struct match {
     const uint32_t *resident;
-    uint32_t n_slots;
+    uint32_t n_slots, n_held;
     uint32_t *order, *steady;
 };
 
-static bool slot_less(const void *context, uint32_t a, uint32_t b)
+/* One stable pass of a radix sort by eight bits of the page. */
+static void sort_pass(const uint32_t *resident, const uint32_t *from, uint32_t *to, uint32_t n, uint32_t shift)
 {
-    const uint32_t *resident = context;
+    uint32_t at[257] = {0};
 
-    return resident[a] != resident[b] ? resident[a] < resident[b] : a < b;
+    for (uint32_t i = 0; i < n; i++)
+        at[1 + (resident[from[i]] >> shift & 255u)]++;
+    for (uint32_t i = 1; i < 257; i++)
+        at[i] += at[i - 1];
+    for (uint32_t i = 0; i < n; i++)
+        to[at[resident[from[i]] >> shift & 255u]++] = from[i];
+}
+
+static void sort_slots(struct match *match, uint32_t max_page)
+{
+    for (uint32_t shift = 0; shift < 32 && max_page >> shift > 0; shift += 8) {
+        uint32_t *from = match->order;
+
+        sort_pass(match->resident, from, match->steady, match->n_held, shift);
+        match->order = match->steady;
+        match->steady = from;
+    }
 }
 
 static void match_begin(struct match *match, const uint32_t *resident, uint32_t n_slots, uint32_t *scratch)
 {
-    *match = (struct match){resident, n_slots, scratch, scratch + n_slots};
+    uint32_t max_page = 0;
+
+    *match = (struct match){resident, n_slots, 0, scratch, scratch + n_slots};
     for (uint32_t slot = 0; slot < n_slots; slot++) {
-        match->order[slot] = slot;
-        match->steady[slot] = 0;
+        if (resident[slot] == NKV_PAGE_NONE)
+            continue;
+        match->order[match->n_held++] = slot;
+        max_page = resident[slot] > max_page ? resident[slot] : max_page;
     }
-    heap_sort(match->order, n_slots, slot_less, resident);
+    sort_slots(match, max_page);
+    for (uint32_t slot = 0; slot < n_slots; slot++)
+        match->steady[slot] = 0;
 }
 
 /* Marks the slot that holds `page` as steady. returns: whether there is one. */
 static bool match_page(struct match *match, uint32_t page)
 {
-    uint32_t low = 0, high = match->n_slots;
+    uint32_t low = 0, high = match->n_held;
 
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
@@ -55,7 +78,7 @@ static bool match_page(struct match *match, uint32_t page)
         else
             high = middle;
     }
-    if (low == match->n_slots || match->resident[match->order[low]] != page)
+    if (low == match->n_held || match->resident[match->order[low]] != page)
         return false;
     match->steady[match->order[low]] = 1;
     return true;
@@ -67,7 +90,7 @@ static uint32_t match_chosen(struct match *match, const uint32_t *chosen, uint32
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < n_chosen; i++)
-        if (chosen[i] == NKV_PAGE_NONE || !match_page(match, chosen[i]))
+        if (!match_page(match, chosen[i]))
             missing[n++] = chosen[i];
     return n;
 }
@@ -76,7 +99,7 @@ static void list_steady(const struct match *match, uint32_t *steady_out)
 {
     uint32_t n = 0;
 
-    for (uint32_t i = 0; i < match->n_slots; i++)
+    for (uint32_t i = 0; i < match->n_held; i++)
         if (match->steady[match->order[i]])
             steady_out[n++] = match->order[i];
 }
@@ -138,17 +161,17 @@ static float slot_score(const struct ranking *ranking, uint32_t slot)
     return isnan(score) ? -INFINITY : score;
 }
 
-/* Lowest score first; of equal scores the higher page, as the lower one ranks better in a selection. */
-static bool worse(const void *context, uint32_t a, uint32_t b)
+/* Highest score first; of equal scores the lower page, as in a selection. */
+static bool better(const void *context, uint32_t a, uint32_t b)
 {
     const struct ranking *ranking = context;
     float score_a = slot_score(ranking, a), score_b = slot_score(ranking, b);
 
     if (score_a != score_b)
-        return score_a < score_b;
+        return score_a > score_b;
     if (ranking->resident[a] != ranking->resident[b])
-        return ranking->resident[a] > ranking->resident[b];
-    return a < b;
+        return ranking->resident[a] < ranking->resident[b];
+    return a > b;
 }
 
 struct nkv_recall_plan nkv_arkvale_recall(const uint32_t *chosen, uint32_t n_chosen, const uint32_t *resident,
@@ -157,8 +180,7 @@ struct nkv_recall_plan nkv_arkvale_recall(const uint32_t *chosen, uint32_t n_cho
                                           uint32_t *slots_out)
 {
     struct ranking ranking = {resident, scores, n_scores};
-    uint32_t n_missing, n_recall, n_free = 0, n_left;
-    uint32_t *left = scratch + n_chosen; /* the match's order, which is done with by then */
+    uint32_t n_missing, n_recall, n_free = 0, n_left = 0, *left;
     struct match match;
 
     match_begin(&match, resident, n_slots, scratch + n_chosen);
@@ -168,12 +190,12 @@ struct nkv_recall_plan nkv_arkvale_recall(const uint32_t *chosen, uint32_t n_cho
     for (uint32_t slot = 0; slot < n_slots && n_free < n_recall; slot++)
         if (resident[slot] == NKV_PAGE_NONE)
             slots_out[n_free++] = slot;
-    n_left = 0;
+    left = match.order; /* done with */
     for (uint32_t slot = 0; slot < n_slots; slot++)
         if (resident[slot] != NKV_PAGE_NONE && !match.steady[slot])
             left[n_left++] = slot;
-    heap_sort(left, n_left, worse, &ranking);
-    for (uint32_t i = 0; i < n_left && n_free < n_recall; i++)
-        slots_out[n_free++] = left[i];
+    heap_build(left, n_left, better, &ranking);
+    for (; n_left > 0 && n_free < n_recall; n_left--)
+        slots_out[n_free++] = heap_pop(left, n_left, better, &ranking);
     return (struct nkv_recall_plan){n_chosen - n_missing, n_free};
 }

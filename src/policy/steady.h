@@ -14,13 +14,19 @@ struct nkv_recall_plan {
 };
 
 /*
- * Steady-Select. S = chosen[0..n_chosen) best first, P = the pages in resident[0..n_slots).
- *   evict e = P - S          only pages that left the budget set
- *   recall r = (S - P)[:|e|] fill exactly those slots, best first
- * Empty slots count as given up (initial fill: at the first step the best pages of S fill all slots). `open_page`
- * (NKV_PAGE_NONE: none), the page still being written, is never recalled. device_out [n_chosen]: S - P, ascending (its
- * length is n_chosen - n_steady) steady_out [n_slots]: slots that hold pages of S, by ascending page id recall_out,
- * slots_out [n_slots]: pages to copy, best first, and the slot each overwrites scratch: [n_chosen + 2 * n_slots] u32.
+ * Steady-Select. S = chosen[0..n_chosen) best first, without repeats; P = the pages in resident[0..n_slots).
+ *
+ *   evict e = P - S            only pages that left the budget set
+ *   recall r = (S - P)[:|e|]   fill exactly those slots, best first
+ *
+ * Empty slots count as given up (initial fill: at the first step the best pages of S fill all slots) and are filled
+ * first. `open_page` (NKV_PAGE_NONE: none), the page still being written, is never recalled.
+ *
+ * device_out [n_chosen]            S - P, ascending; its length is n_chosen - n_steady
+ * steady_out [n_slots]             slots that hold pages of S, by ascending page id
+ * recall_out, slots_out [n_slots]  pages to copy, best first, and the slot that each overwrites
+ * scratch [n_chosen + 2 * n_slots]
+ *
  * resident is not modified.
  */
 struct nkv_recall_plan nkv_steady_select(const uint32_t *chosen, uint32_t n_chosen, const uint32_t *resident,
@@ -29,9 +35,12 @@ struct nkv_recall_plan nkv_steady_select(const uint32_t *chosen, uint32_t n_chos
 
 /*
  * ArkVale's rule: r = S - P, all of it; the slots are empty ones first, then those of the lowest-scored pages of P - S.
- * scores[page] ranks the pages of P - S for page < n_scores (NaN or beyond: worst first). pre: n_slots >= n_chosen
- * minus the open page. steady_out as above (S & P before the recall); recall_out, slots_out [n_chosen]. scratch:
- * [n_chosen + 2 * n_slots].
+ * scores[page] ranks the pages of P - S for page < n_scores (NaN or beyond: worst first).
+ * pre: n_slots >= n_chosen minus the open page.
+ *
+ * steady_out [n_slots]              as above: S & P before the recall
+ * recall_out, slots_out [n_chosen]  as above
+ * scratch [n_chosen + 2 * n_slots]
  */
 struct nkv_recall_plan nkv_arkvale_recall(const uint32_t *chosen, uint32_t n_chosen, const uint32_t *resident,
                                           uint32_t n_slots, uint32_t open_page, const float *scores, uint32_t n_scores,

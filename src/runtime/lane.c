@@ -4,8 +4,8 @@
  * still running holds back the planning of those behind it, never their running commands. So the plan is the same
  * whatever the devices' speeds, at the cost of a short wait when a later sequence's device answers first.
  *
- * Waiting blocks on one device at a time: that of the first command which the first unfinished work needs. Completions
- * of other devices lie in their queues meanwhile and cost nothing.
+ * Waiting blocks on one device at a time: that of the first command which the least advanced work needs. Completions of
+ * other devices lie in their queues meanwhile and cost nothing.
  */
 #include "runtime/runtime.h"
 
@@ -78,12 +78,18 @@ void lane_advance(struct nkv_ticket *lane)
     flush_ports(lane->context);
 }
 
+/* The work to wait for: first those whose SELECT or READ lets other devices start. */
 static const struct work *first_unready(const struct nkv_ticket *lane, bool all)
 {
-    for (uint32_t i = 0; i < lane->n_works; i++)
-        if (!work_ready(&lane->works[i], all))
-            return &lane->works[i];
-    return NULL;
+    const struct work *first = NULL;
+
+    for (uint32_t i = 0; i < lane->n_works; i++) {
+        const struct work *work = &lane->works[i];
+
+        if (!work_ready(work, all) && (!first || work->stage < first->stage))
+            first = work;
+    }
+    return first;
 }
 
 void lane_wait(struct nkv_ticket *lane, bool all)

@@ -247,6 +247,7 @@ void seq_mark_failed(struct nkv_seq *seq, int status, const char *error);
 uint32_t *seq_resident(const struct nkv_seq *seq, uint32_t layer, uint32_t unit);
 
 /* ---- stats.c ---- */
+bool work_decodes(const struct work *work);
 /* At delivery: what was attended and what crossed the link. */
 void stats_count(const struct nkv_ticket *lane, struct work *work);
 /* When the last command has completed. */

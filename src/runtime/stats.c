@@ -6,6 +6,12 @@
  */
 #include "runtime/runtime.h"
 
+/* What the statistics call a decode step. */
+bool work_decodes(const struct work *work)
+{
+    return work->item.n_tokens == 1 && work->method != METHOD_APPEND;
+}
+
 static const uint32_t *home_list(const struct work *work, uint64_t offset, uint32_t unit, uint32_t cap)
 {
     return (const uint32_t *)(const void *)(work->seq->home->window + offset + unit * nkv_list_stride(cap));
@@ -48,7 +54,7 @@ static void count_link(const struct nkv_kv_shape *shape, struct work *work)
     uint64_t n_tokens = work->item.n_tokens, dim = shape->head_dim;
 
     seq->stats.to_device_bytes += 8u * n_tokens * shape->n_kv_heads * dim;
-    if (work->method != METHOD_RECALL) {
+    if (work->method != METHOD_RECALL && work->method != METHOD_APPEND) {
         seq->stats.to_device_bytes += 4u * n_tokens * shape->n_heads * dim;
         seq->stats.from_device_bytes += 4u * n_tokens * shape->n_heads * (dim + 2u);
     }
@@ -81,7 +87,7 @@ void stats_count(const struct nkv_ticket *lane, struct work *work)
     struct nkv_seq_stats *stats = &work->seq->stats;
 
     count_link(&lane->context->shape, work);
-    if (work->item.n_tokens > 1)
+    if (!work_decodes(work))
         return;
     stats->n_steps += lane->layer == 0;
     stats->n_layer_steps++;
@@ -96,7 +102,7 @@ void stats_count_times(struct work *work)
 {
     struct nkv_seq_stats *stats = &work->seq->stats;
 
-    if (work->item.n_tokens > 1)
+    if (!work_decodes(work))
         return;
     stats->append_ns += work->ns[ROLE_APPEND] + work->ns[ROLE_MIRROR];
     stats->select_ns += work->ns[ROLE_SELECT];

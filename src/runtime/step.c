@@ -193,15 +193,14 @@ static void deliver(struct nkv_ticket *lane, struct work *work)
     const struct nkv_kv_shape *shape = &lane->context->shape;
     const struct port *compute = lane->context->compute;
 
-    if (!work->item.q)
-        return;
     if (!work->seq || work->status < 0) {
-        memset(work->item.out, 0, 4u * (size_t)work->item.n_tokens * shape->n_heads * shape->head_dim);
+        if (work->item.q)
+            memset(work->item.out, 0, 4u * (size_t)work->item.n_tokens * shape->n_heads * shape->head_dim);
         return;
     }
     if (work->method == METHOD_RECALL) {
         finish_recall(shape, compute, work);
-    } else {
+    } else if (work->method != METHOD_APPEND) {
         if (work->last[ROLE_ATTEND_SLOTS] >= 0)
             merge(shape, partial_at(shape, work->seq->home, work->home_base + work->home.partial, 1),
                   partial_at(shape, compute, work->compute_base + work->compute.slot_partial, 1));
@@ -229,7 +228,7 @@ int nkv_attend_end(struct nkv_ticket *lane)
             continue;
         work->seq->ticket = NULL;
         work->seq->next_layer = lane->layer + 1;
-        work->seq->stats.wall_ns += work->item.n_tokens == 1 ? wall_ns : 0;
+        work->seq->stats.wall_ns += work_decodes(work) ? wall_ns : 0;
         if (work->status < 0)
             seq_mark_failed(work->seq, work->status, work->error);
     }

@@ -226,7 +226,8 @@ static inline void rig_oracle(uint32_t seed, uint32_t layer, uint32_t pos, const
 
             if (t > pos)
                 continue;
-            rig_fill(seed, layer, t, 1, tq, k, v);
+            if (h % (RIG_HEADS / RIG_KV) == 0 && (g == 0 || pages))
+                rig_fill(seed, layer, t, 1, tq, k, v);
             for (uint32_t d = 0; d < RIG_DIM; d++)
                 s += (double)q[h * RIG_DIM + d] * (double)k[g * RIG_DIM + d];
             s /= sqrt((double)RIG_DIM);

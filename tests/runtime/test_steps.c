@@ -458,6 +458,85 @@ static void test_close_in_flight(void **state)
     }
 }
 
+/* Items without a query fill the cache as prefill does; windows that must grow wait for open tickets. */
+static void test_append_only(void **state)
+{
+    struct rig_options options = {.dtype = NKV_F16};
+
+    (void)state;
+    for (uint32_t m = 0; m < N_SEQS; m++) {
+        struct nkv_seq_options so = small_budget(modes[m]);
+        struct nkv_seq_stats stats;
+        struct nkv_attend_item item;
+        struct nkv_ticket *ticket;
+        struct rig_seq s, t;
+        struct rig rig;
+
+        assert_int_equal(rig_open(&rig, &options), 0);
+        open_seq(&rig, &so, 90, &s);
+        open_seq(&rig, &so, 90, &t);
+        for (uint32_t chunk = 0; chunk < 3; chunk++) {
+            uint32_t n = chunk == 2 ? 1 : 150;
+
+            for (uint32_t layer = 0; layer < RIG_LAYERS; layer++) {
+                item = rig_item(&s, layer, n);
+                item.q = item.out = NULL;
+                assert_int_equal(nkv_attend_begin(rig.context, layer, &item, 1, &ticket), 0);
+                assert_int_equal(nkv_attend_end(ticket), 0);
+            }
+            assert_int_equal(nkv_step_end(rig.context, &item, 1), 0);
+            s.length = nkv_seq_length(s.seq);
+        }
+        nkv_seq_stats(s.seq, &stats);
+        assert_int_equal(stats.n_steps, 0);
+        assert_int_equal(stats.to_device_bytes, 301 * RIG_LAYERS * 8 * RIG_KV_ROW);
+        assert_int_equal(stats.from_device_bytes, m == 1 ? stats.from_device_bytes : 0); /* recall: its mirror */
+        assert_int_equal(rig_prefill(&rig, &t, 301, 301), 0);
+        expect_same_steps(&rig, &s, &t, 5);
+        close_seq(&s);
+        close_seq(&t);
+        assert_true(rig_empty(&rig));
+        rig_close(&rig);
+    }
+}
+
+static void test_windows_grow(void **state)
+{
+    struct rig_options options = {.dtype = NKV_F32};
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_FULL, 400, 160, NKV_SELECT_LAYER);
+    struct nkv_device_report before, after;
+    struct nkv_attend_item item;
+    struct nkv_ticket *ticket;
+    struct nkv_seq *seq = NULL;
+    struct rig_seq s, t;
+    struct rig rig;
+
+    (void)state;
+    assert_int_equal(rig_open(&rig, &options), 0);
+    open_seq(&rig, &so, 1, &s);
+    item = rig_item(&s, 0, 1);
+    assert_int_equal(nkv_attend_begin(rig.context, 0, &item, 1, &ticket), 0);
+    so = rig_seq_options(NKV_MODE_PNG, 4000, 4000, NKV_SELECT_KV_HEAD);
+    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), NKV_ESTATE);
+    assert_non_null(strstr(nkv_last_error(), "a ticket is in flight"));
+    assert_int_equal(nkv_attend_end(ticket), 0);
+    assert_int_equal(nkv_context_device(rig.context, 0, &before), 0);
+    open_seq(&rig, &so, 2, &t);
+    assert_int_equal(nkv_context_device(rig.context, 0, &after), 0);
+    assert_true(after.window_bytes > before.window_bytes);
+    assert_int_equal(nkv_seq_truncate(s.seq, 0), 0);
+    for (uint32_t step = 0; step < 3; step++) {
+        assert_int_equal(rig_decode(&rig, &s), 0);
+        assert_int_equal(rig_decode(&rig, &t), 0);
+    }
+    assert_int_equal(nkv_seq_status(s.seq), 0);
+    assert_int_equal(nkv_seq_status(t.seq), 0);
+    close_seq(&s);
+    close_seq(&t);
+    assert_true(rig_empty(&rig));
+    rig_close(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -471,6 +550,8 @@ int main(void)
         cmocka_unit_test(test_fork_into_modes),
         cmocka_unit_test(test_truncate),
         cmocka_unit_test(test_close_in_flight),
+        cmocka_unit_test(test_append_only),
+        cmocka_unit_test(test_windows_grow),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
