@@ -22,6 +22,7 @@ struct nkv_cpu_rank {
     float *q, *o, *m, *l; /* [max_rows][D], [max_rows][D], [max_rows], [max_rows] */
     uint32_t *visible;    /* [max_rows] */
     void *kernel;         /* the attend kernel's scratch */
+    char *prepared;       /* q as the kernel wants it, [max_rows] */
 };
 
 /* Lists of a command, copied out of the window and checked. */

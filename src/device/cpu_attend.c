@@ -35,6 +35,7 @@ struct attend {
 struct task {
     uint32_t token0, n_tokens, head0, part, rows_per_head;
     float *o, *m, *l;
+    const char *prepared; /* or NULL */
 };
 
 static struct task decode(const struct attend *a, uint32_t index, uint32_t rank)
@@ -87,6 +88,18 @@ static void gather_queries(const struct attend *a, const struct task *task, floa
             for (size_t i = 0; i < row_floats; i++)
                 *q_out++ = q[i] * a->cpu->scale;
         }
+}
+
+/* Brings the task's queries into the kernel's form, where it has one. returns: the first row, or NULL. */
+static const char *prepare_queries(const struct attend *a, const struct task *task, const struct nkv_cpu_rank *scratch)
+{
+    const struct nkv_kv_shape *shape = &a->cpu->shape;
+
+    if (!a->kernels->prepare[shape->dtype])
+        return NULL;
+    a->kernels->prepare[shape->dtype]((size_t)a->heads_per_task * task->rows_per_head, shape->head_dim, scratch->q,
+                                      scratch->prepared);
+    return scratch->prepared;
 }
 
 static void clear_partial(const struct attend *a, const struct task *task)
@@ -173,6 +186,7 @@ static void fold_page(const struct attend *a, const struct task *task, const str
             .n_tokens = n,
             .dim = shape->head_dim,
             .q = scratch->q + row * shape->head_dim,
+            .prepared = task->prepared ? task->prepared + row * nkv_prepared_row_bytes(shape->head_dim) : NULL,
             .visible = all ? NULL : scratch->visible,
             .k = view.k,
             .v = view.v,
@@ -201,8 +215,10 @@ static void attend_task(void *arg, uint32_t index, uint32_t rank)
     uint32_t end = begin + a->pages_per_part < n ? begin + a->pages_per_part : n;
 
     clear_partial(a, &task);
-    if (begin < end)
+    if (begin < end) {
         gather_queries(a, &task, scratch->q);
+        task.prepared = prepare_queries(a, &task, scratch);
+    }
     for (uint32_t i = begin; i < end; i++)
         fold_page(a, &task, scratch, i, end);
     for (uint32_t head = task.head0; a->n_parts == 1 && head < task.head0 + a->heads_per_task; head++)

@@ -46,6 +46,7 @@ static void carve_ranks(struct nkv_cpu *cpu, struct carver *carver)
             .l = carve(carver, rows, sizeof(float)),
             .visible = carve(carver, rows, sizeof(uint32_t)),
             .kernel = carve(carver, 1, nkv_attend_scratch_bytes(cpu->max_rows, shape->page_tokens, shape->head_dim)),
+            .prepared = carve(carver, rows, nkv_prepared_row_bytes(shape->head_dim)),
         };
 
         if (cpu->ranks)

@@ -241,6 +241,11 @@ static void attend_run(const struct nkv_kernels *k, const struct operands *p, st
 {
     const struct shape *s = &p->shape;
     size_t page = (size_t)s->n * (size_t)row_bytes(p);
+    void *prepared = NULL;
+    if (k->prepare[p->dtype] != NULL) {
+        prepared = test_alloc(s->rows * nkv_prepared_row_bytes(s->dim));
+        k->prepare[p->dtype](s->rows, s->dim, p->x, prepared);
+    }
     partial_start(p, r);
     for (uint32_t i = first; i < end; i++) {
         struct nkv_attend a = {.n_rows = s->rows,
@@ -264,8 +269,11 @@ static void attend_run(const struct nkv_kernels *k, const struct operands *p, st
             a.next_k_scale = a.k_scale ? a.k_scale + s->n : NULL;
             a.next_v_scale = a.v_scale ? a.v_scale + s->n : NULL;
         }
+        if (i % 4 != 3) /* with and without must agree */
+            a.prepared = prepared;
         k->attend[p->dtype](&a);
     }
+    free(prepared);
     partial_end(k, p, r);
 }
 
