@@ -24,7 +24,7 @@
 /* A mask of the lowest n lanes, all sixteen for n >= 16. */
 NKV_INLINE __mmask16 nkv_mask_below(size_t n)
 {
-    return n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1u);
+    return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u);
 }
 
 /*
