@@ -10,10 +10,11 @@
  *   oneDNN f32, our tiles of 256         119             106          120
  *   OpenBLAS 0.3.21 f32                   99             101          100     (Debian's build has no bf16)
  *
- * so oneDNN serves both types. Each of our threads calls it on tiles of its own with the library's threads switched off
- * for the call: a tile is the same computation on any thread, and no OpenMP worker spins on a core that attention
- * needs. The tiles take the weights row major as they lie in the model file: the layout that oneDNN prefers would cost
- * a copy of all weights and gains a tenth.
+ * so oneDNN serves both types. A whole job of fc.c (conversions included) at 8192 x 2048 reaches, per core, 0.89 of the
+ * library's rate for bf16 weights, 0.88 for q8_0, 0.89 for f16 and 0.91 for f32. Each of our threads calls it on tiles
+ * of its own with the library's threads switched off for the call: a tile is the same computation on any thread, and no
+ * OpenMP worker spins on a core that attention needs. The tiles take the weights row major as they lie in the model
+ * file: the layout that oneDNN prefers would cost a copy of all weights and gains a tenth.
  */
 #define _GNU_SOURCE
 #include "model/fc.h"
