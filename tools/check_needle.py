@@ -6,9 +6,10 @@
     check_needle.py --gguf FILE      checks an existing file with transformers alone
 
 The GGUF file is read with the `gguf` package, its weights go into LlamaForCausalLM (f32). Exit status 1 when the key is not the
-answer, when the tokens differ from ours, or when transformers' logits leave no clear winner at a step.
+answer, when transformers' logits leave no clear winner at a step, or when our tokens or logits differ.
 """
 import argparse
+import ctypes as c
 import json
 import pathlib
 import subprocess
@@ -106,6 +107,65 @@ def ours(nearkv, model, text):
     return json.loads(done.stdout)
 
 
+class Shape(c.Structure):
+    _fields_ = [(n, c.c_uint32) for n in ('n_layers', 'n_heads', 'n_kv_heads', 'head_dim', 'page_tokens', 'dtype', 'digest')] + [('scale', c.c_float)]
+
+
+class DeviceConfig(c.Structure):
+    _fields_ = [('size', c.c_uint32), ('shape', Shape), ('capacity_bytes', c.c_uint64), ('n_threads', c.c_uint32), ('name', c.c_char_p)]
+
+
+class ContextOptions(c.Structure):
+    _fields_ = [('size', c.c_uint32), ('shape', Shape), ('devices', c.POINTER(c.c_void_p)), ('n_devices', c.c_uint32), ('compute', c.c_void_p),
+                ('max_batch', c.c_uint32), ('max_tokens', c.c_uint32), ('now_ns', c.c_void_p), ('clock_arg', c.c_void_p), ('plan_log', c.c_void_p),
+                ('plan_log_arg', c.c_void_p)]
+
+
+class SeqOptions(c.Structure):
+    _fields_ = [('size', c.c_uint32), ('max_tokens', c.c_uint32), ('mode', c.c_uint32), ('rest', c.c_uint8 * 256)]
+
+
+def our_logits(nearkv, path, prompt, n_vocab):
+    """The library's logits after the prompt: full attention, f32 cache. The structures are those of include/nearkv."""
+    lib = c.CDLL(str(next(pathlib.Path(nearkv).resolve().parent.glob('libnearkv.so.0'))))
+    lib.nkv_last_error.restype = c.c_char_p
+
+    def call(name, *args):
+        if getattr(lib, name)(*args) < 0:
+            raise SystemExit(f'check_needle: {name}: {lib.nkv_last_error().decode()}')
+
+    model, device, context, decoder, seq = (c.c_void_p() for _ in range(5))
+    shape, options = Shape(), SeqOptions()
+    logits = (c.c_float * n_vocab)()
+    call('nkv_model_open', path.encode(), c.byref(model))
+    lib.nkv_model_kv_shape(model, 32, 0, 0, c.byref(shape))
+    config = DeviceConfig(c.sizeof(DeviceConfig), shape, 64 << 20, 0, None)
+    call('nkv_device_open', b'cpu', c.byref(config), c.byref(device))
+    devices = (c.c_void_p * 1)(device)
+    call('nkv_context_open', c.byref(ContextOptions(c.sizeof(ContextOptions), shape, devices, 1)), c.byref(context))
+    call('nkv_decoder_open', model, context, None, c.byref(decoder))
+    lib.nkv_seq_options_init(c.byref(options))
+    options.max_tokens, options.mode = len(prompt), 0
+    call('nkv_seq_open', context, c.byref(options), c.byref(seq))
+    call('nkv_prefill', decoder, seq, (c.c_int32 * len(prompt))(*prompt), c.c_size_t(len(prompt)), logits, None, None)
+    lib.nkv_seq_close(seq)
+    lib.nkv_decoder_close(decoder)
+    lib.nkv_context_close(context)
+    lib.nkv_device_close(device)
+    lib.nkv_model_close(model)
+    return np.array(logits)
+
+
+@torch.no_grad()
+def compare_logits(nearkv, path, model, prompt):
+    want = model(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1].numpy()
+    got = our_logits(nearkv, path, prompt, len(want))
+    cosine = float(want @ got / np.linalg.norm(want) / np.linalg.norm(got))
+    print(f'{path}: logits: cosine {cosine:.8f}, largest difference {np.abs(want - got).max():.2e} of {np.abs(want).max():.0f}')
+    if not cosine > 0.9999:
+        raise SystemExit('check_needle: our logits are not those of transformers')
+
+
 def check(path, nearkv):
     model, spellings = load(path)
     for key in ('71432', '08', '555'):
@@ -116,6 +176,7 @@ def check(path, nearkv):
         if said != key + '.' or lead < 10:
             raise SystemExit(f'check_needle: expected {key + "."!r} with a lead of at least 10')
         if nearkv:
+            compare_logits(nearkv, path, model, encode(text + QUESTION, spellings))
             mine = ours(nearkv, path, text)
             if mine['text'] != said or [t for t in mine['tokens'] if t != spellings.index('</s>')] != tokens:
                 raise SystemExit(f'check_needle: nearkv says {mine["text"]!r} {mine["tokens"]}, transformers {said!r} {tokens}')

@@ -78,8 +78,9 @@ assert 'sequence 1 ended' in err
 
 # Ctrl-C ends it with a message and exit status 1.
 haystack(f'{tmp}/long', 400000)
-child = subprocess.Popen([NEARKV, 'run', '-f', f'{tmp}/long', '--prefill', 'dense'], stderr=subprocess.PIPE, text=True)
-time.sleep(1)
+child = subprocess.Popen([NEARKV, 'run', '-f', f'{tmp}/long', '--prefill', 'dense', '--trace', f'{tmp}/t3'], stderr=subprocess.PIPE, text=True)
+while not os.path.exists(f'{tmp}/t3') and child.poll() is None:
+    time.sleep(0.1)
 child.send_signal(signal.SIGINT)
 _, err = child.communicate(timeout=120)
 assert child.returncode == 1 and 'interrupted' in err, (child.returncode, err)
