@@ -131,7 +131,7 @@ static void attend_all_ways(const struct nkv_kv_shape *shape, uint32_t length)
         attend_case(&rig, &model, layer, 1, 0, 1, &random);
         attend_case(&rig, &model, layer, 1, NKV_PER_HEAD, shape->n_kv_heads, &random);
         attend_case(&rig, &model, layer, 3, 0, 1, &random);
-        for (uint32_t n = 1; n <= length && n <= (length > 200 ? 13u : 150u); n = n * 3 + 1) {
+        for (uint32_t n = 1; n <= length && n <= (length > 200 ? 4u : 150u); n = n * 3 + 1) {
             attend_case(&rig, &model, layer, n, NKV_ALL_PAGES | NKV_CAUSAL, 1, &random);
             attend_case(&rig, &model, layer, n, NKV_CAUSAL, 1, &random);
             attend_case(&rig, &model, layer, n, NKV_CAUSAL | NKV_PER_HEAD, shape->n_kv_heads, &random);
@@ -184,11 +184,11 @@ static void attend_bits(uint32_t n_threads, uint32_t n_tokens, uint16_t flags, c
     shape.n_layers = 1;
     config = rig_config(&shape, n_threads);
     rig_open(&rig, "cpu", &config);
-    model_open(&model, &shape, 8000);
-    assert_int_equal(rig_seq_open(&rig, 1, 8000, 0), 0);
-    for (uint32_t i = 0; i < 4; i++)
+    model_open(&model, &shape, 4000);
+    assert_int_equal(rig_seq_open(&rig, 1, 4000, 0), 0);
+    for (uint32_t i = 0; i < 2; i++)
         rig_append(&rig, &model, 1, 0, 1999, &random);
-    choose_pages(&choice, flags & NKV_PER_HEAD ? 2 : 1, 249, &random);
+    choose_pages(&choice, flags & NKV_PER_HEAD ? 2 : 1, 124, &random);
     put_choice(&rig, &choice);
     random_floats(&random, rig_at(&rig, Q_AT), (size_t)n_tokens * shape.n_heads * shape.head_dim);
     rig_do(&rig, (struct nkv_cmd){.op = NKV_OP_ATTEND,
@@ -199,7 +199,7 @@ static void attend_bits(uint32_t n_threads, uint32_t n_tokens, uint16_t flags, c
                                   .list_offset = flags & NKV_ALL_PAGES ? 0 : LIST_AT,
                                   .n_pages = flags & NKV_ALL_PAGES ? 0 : choice.cap,
                                   .n_tokens = n_tokens,
-                                  .pos = 7996 - n_tokens});
+                                  .pos = 3998 - n_tokens});
     assert_true(nkv_partial_layout(&shape, n_tokens).bytes <= bytes);
     memcpy(out, rig_at(&rig, OUT_AT), bytes);
     model_close(&model);
