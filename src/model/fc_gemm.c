@@ -14,7 +14,7 @@
  * library's rate for bf16 weights, 0.88 for q8_0, 0.89 for f16 and 0.91 for f32. Each of our threads calls it on tiles
  * of its own with the library's threads switched off for the call: a tile is the same computation on any thread, and no
  * OpenMP worker spins on a core that attention needs. The tiles take the weights row major as they lie in the model
- * file: the layout that oneDNN prefers would cost a copy of all weights and gains a tenth.
+ * file: blocked weights were rejected, since they would be a second copy of the model.
  */
 #define _GNU_SOURCE
 #include "model/fc.h"
