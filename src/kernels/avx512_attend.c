@@ -88,7 +88,7 @@ NKV_INLINE void score_block(enum nkv_dtype dtype, int n_rows, const struct block
     }
 }
 
-/* o = keep * o + sum_t weight[t] v[t], dimensions d.. d + 16 * n_vec (n_vec 0: eight). */
+/* o = keep * o + sum_t weight[t] v[t], dimensions d .. d + 16 * n_vec - 1. */
 NKV_INLINE void fold_values(enum nkv_dtype dtype, int n_rows, int n_vec, const struct block *b, struct rows *rows,
                             size_t d, size_t ahead_bytes, const char *ahead)
 {

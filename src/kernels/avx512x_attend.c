@@ -79,7 +79,9 @@ static void prepare_row(size_t dim, const float *q, struct query *out)
     __m512i sum = _mm512_setzero_si512(), half = _mm512_set1_epi32(128);
     for (size_t d = 0; d < (dim + 63) / 64 * 64; d += 16) {
         __m512 x = _mm512_maskz_loadu_ps(nkv_mask_below(dim > d ? dim - d : 0), q + d);
-        __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+        __m512 scaled = _mm512_mul_ps(x, inverse);
+        /* NaN becomes 0: the row is NaN by its scale. */
+        __m512i n = _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(scaled, scaled, _CMP_ORD_Q), scaled);
         sum = _mm512_add_epi32(sum, n);
         __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(n, half), 8);
         _mm_store_si128((__m128i *)(void *)&out->part[d / 64][0][d % 64], _mm512_cvtepi32_epi8(hi));
