@@ -43,6 +43,8 @@ NKV_INLINE void score_tile(enum nkv_dtype dtype, int n_rows, int n_cols, const s
                            size_t t)
 {
     size_t row_bytes = b->dim * nkv_element_bytes(dtype), d = 0;
+    size_t ahead_bytes = 16 * (size_t)n_cols * nkv_element_bytes(dtype); /* of a step over d */
+    const char *ahead = b->next_k != NULL ? b->next_k + t * row_bytes : NULL;
     const char *k[16];
     NKV_UNROLL
     for (int j = 0; j < n_cols; j++)
@@ -52,6 +54,10 @@ NKV_INLINE void score_tile(enum nkv_dtype dtype, int n_rows, int n_cols, const s
     for (int i = 0; i < 16; i++)
         sum[i] = _mm512_setzero_ps();
     for (; d + 16 <= b->dim; d += 16) {
+        if (ahead != NULL) {
+            nkv_prefetch(ahead, ahead_bytes);
+            ahead += ahead_bytes;
+        }
         __m512 key[16];
         NKV_UNROLL
         for (int j = 0; j < n_cols; j++)
@@ -80,12 +86,8 @@ NKV_INLINE void score_tile(enum nkv_dtype dtype, int n_rows, int n_cols, const s
 NKV_INLINE void score_block(enum nkv_dtype dtype, int n_rows, const struct block *b, struct rows *rows)
 {
     int n_cols = 16 / n_rows;
-    size_t row_bytes = b->dim * nkv_element_bytes(dtype);
-    for (size_t t = 0; t < b->n_tokens; t += (size_t)n_cols) {
-        if (b->next_k != NULL)
-            nkv_prefetch(b->next_k + t * row_bytes, (size_t)n_cols * row_bytes);
+    for (size_t t = 0; t < b->n_tokens; t += (size_t)n_cols)
         score_tile(dtype, n_rows, n_cols, b, rows, t);
-    }
 }
 
 /* o = keep * o + sum_t weight[t] v[t], dimensions d .. d + 16 * n_vec - 1. */

@@ -122,7 +122,10 @@ NKV_INLINE size_t nkv_tokens_seen(const struct nkv_attend *a, size_t row)
     return a->visible != NULL && a->visible[row] < a->n_tokens ? a->visible[row] : a->n_tokens;
 }
 
-/* Into the L2 cache: it takes more lines in flight than L1, where prefetching stays at half of memory's rate. */
+/*
+ * Into the L2 cache: it takes more lines in flight than L1, where prefetching stays at half of memory's rate. A few
+ * lines at a time, spread over the arithmetic: a burst fills the miss buffers, and the next load waits for memory.
+ */
 NKV_INLINE void nkv_prefetch(const char *at, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64)
