@@ -31,9 +31,14 @@ int bench_main(int argc, char **argv)
         print_usage(stdout);
         return CLI_OK;
     }
-    for (size_t i = 0; argc > 1 && i < sizeof benches / sizeof *benches; i++)
-        if (strcmp(argv[1], benches[i].name) == 0)
-            return benches[i].main(argc - 1, argv + 1);
+    for (size_t i = 0; argc > 1 && i < sizeof benches / sizeof *benches; i++) {
+        if (strcmp(argv[1], benches[i].name) != 0)
+            continue;
+        argv[1] = argv[0]; /* getopt's messages begin with it */
+        return benches[i].main(argc - 1, argv + 1);
+    }
+    if (argc > 1)
+        fprintf(stderr, "nearkv: no benchmark '%s'\n", argv[1]);
     print_usage(stderr);
     return CLI_USAGE;
 }

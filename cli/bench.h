@@ -13,20 +13,13 @@ int bench_attend_main(int argc, char **argv);
 int bench_decode_main(int argc, char **argv);
 int bench_prefill_main(int argc, char **argv);
 
-/* A small seeded generator (splitmix64). */
-struct bench_random {
-    uint64_t state;
-};
-/* About normal: mean 0, variance 1 (the sum of four 16-bit uniforms). */
-float bench_normal(struct bench_random *random);
-
 /*
  * A source of synthetic keys, values and queries for one layer with a heavy-tailed score distribution: each KV head has
  * a direction u; a key is noise + a u, where a is log-normal and shared by a page; a query is noise + c u.
  */
 struct bench_source {
     struct nkv_kv_shape shape;
-    struct bench_random random;
+    uint64_t random;  /* state of text_random */
     float *direction; /* [n_kv_heads][head_dim] */
     float *noise;     /* a pool of normals that keys and values are drawn from */
     uint32_t n_noise;
@@ -43,7 +36,6 @@ void bench_source_query(struct bench_source *source, float *q);
  * returns: 0 or a negative status. */
 int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens);
 
-uint64_t bench_now_ns(void);
 /* Sorts the n values and returns their median; *min_out is the least. */
 double bench_median(double *values, uint32_t n, double *min_out);
 

@@ -13,6 +13,8 @@
 #include <stdlib.h>
 
 #include "cli.h"
+#include "progress.h"
+#include "text.h"
 
 #define BANDWIDTH_BYTES ((uint64_t)1 << 30)
 
@@ -116,11 +118,12 @@ static int read_flag(int flag, const char *arg, struct options *o)
         o->json = true;
         break;
     default:
-        return CLI_USAGE;
+        return cli_usage("see nearkv bench attend --help for the options");
     }
     return status < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 
+/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
 static int read_options(int argc, char **argv, struct options *o)
 {
     int flag, rc;
@@ -128,7 +131,7 @@ static int read_options(int argc, char **argv, struct options *o)
     while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         if (flag == HELP) {
             fputs(usage, stdout);
-            exit(CLI_OK);
+            return -1;
         }
         rc = read_flag(flag, optarg, o);
         if (rc != CLI_OK)
@@ -225,10 +228,10 @@ static int step(struct bench *b, bool new_query, double *ms_out)
     bench_source_kv(&b->source, nkv_seq_length(b->seq), 1, b->k, b->v);
     if (new_query)
         bench_source_query(&b->source, b->q);
-    start_ns = bench_now_ns();
+    start_ns = progress_now_ns();
     if (nkv_attend_begin(b->context, 0, &item, 1, &ticket) < 0 || nkv_attend_end(ticket) < 0)
         return cli_fail("%s", nkv_last_error());
-    *ms_out = (double)(bench_now_ns() - start_ns) * 1e-6;
+    *ms_out = (double)(progress_now_ns() - start_ns) * 1e-6;
     if (nkv_step_end(b->context, &item, 1) < 0)
         return cli_fail("%s", nkv_last_error());
     return nkv_seq_status(b->seq) < 0 ? cli_fail("%s", nkv_seq_error(b->seq)) : CLI_OK;
@@ -286,12 +289,7 @@ static int print_json(const struct bench *b, double min_ms, double median_ms, do
         min_ms, "median", median_ms, "read_bandwidth_gb_s", gb_per_s, "floor_bytes", (json_int_t)floor_bytes(&b->opt),
         "floor_ms", floor_ms, "ratio_to_floor", median_ms / floor_ms);
 
-    if (!object)
-        return cli_fail("out of memory");
-    json_dumpf(object, stdout, JSON_INDENT(2));
-    putchar('\n');
-    json_decref(object);
-    return CLI_OK;
+    return text_print_json(object);
 }
 
 int bench_attend_main(int argc, char **argv)
@@ -322,5 +320,5 @@ int bench_attend_main(int argc, char **argv)
             print_text(&b, min_ms, median_ms, gb_per_s, floor_ms);
     }
     bench_close(&b);
-    return rc;
+    return rc < 0 ? CLI_OK : rc;
 }

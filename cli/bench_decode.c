@@ -15,6 +15,8 @@
 #include <string.h>
 
 #include "cli.h"
+#include "progress.h"
+#include "text.h"
 
 #define MAX_CONTEXTS    8u
 #define BANDWIDTH_BYTES ((uint64_t)1 << 30)
@@ -122,7 +124,7 @@ static int read_name(int flag, const char *arg, struct options *o)
         status = nkv_granularity_parse(arg, &o->seq.granularity);
         break;
     default:
-        return CLI_USAGE;
+        return cli_usage("see nearkv bench decode --help for the options");
     }
     return status < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
@@ -153,6 +155,7 @@ static int read_flag(int flag, const char *arg, struct options *o)
     }
 }
 
+/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
 static int read_options(int argc, char **argv, struct options *o)
 {
     int flag, rc;
@@ -160,7 +163,7 @@ static int read_options(int argc, char **argv, struct options *o)
     while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         if (flag == HELP) {
             fputs(usage, stdout);
-            exit(CLI_OK);
+            return -1;
         }
         rc = read_flag(flag, optarg, o);
         if (rc != CLI_OK)
@@ -192,9 +195,10 @@ static int open_devices(struct bench *b)
 {
     struct nkv_device_config config = {.size = sizeof config, .shape = b->shape, .n_threads = b->opt.n_threads};
     uint64_t compute_bytes;
+    int rc = estimate(b, &config.capacity_bytes, &compute_bytes);
 
-    if (estimate(b, &config.capacity_bytes, &compute_bytes) != CLI_OK)
-        return CLI_FAILED;
+    if (rc != CLI_OK)
+        return rc;
     if (nkv_device_open("cpu", &config, &b->device) < 0)
         return cli_fail("%s", nkv_last_error());
     config.capacity_bytes = compute_bytes;
@@ -224,15 +228,17 @@ static int bench_open(struct bench *b)
 {
     struct nkv_context_options context = {.size = sizeof context, .n_devices = 1, .max_batch = 1};
     struct nkv_decoder_options decoder = {.size = sizeof decoder, .n_threads = b->opt.n_threads, .max_batch = 1};
+    int rc, status = nkv_model_open_random(b->opt.shape, b->opt.weights, 1, &b->model);
 
-    if (nkv_model_open_random(b->opt.shape, b->opt.weights, 1, &b->model) < 0)
-        return cli_fail("%s", nkv_last_error());
+    if (status < 0)
+        return status == NKV_EINVAL ? cli_usage("--shape: %s", nkv_last_error()) : cli_fail("%s", nkv_last_error());
     nkv_model_info(b->model, &b->info);
     nkv_model_kv_shape(b->model, b->opt.page_tokens, b->opt.kv, b->opt.digest, &b->shape);
     if (nkv_kv_shape_check(&b->shape) < 0)
         return cli_usage("%s", nkv_last_error());
-    if (open_devices(b) != CLI_OK)
-        return CLI_FAILED;
+    rc = open_devices(b);
+    if (rc != CLI_OK)
+        return rc;
     context.shape = b->shape;
     context.devices = &b->device;
     context.compute = b->compute;
@@ -261,14 +267,14 @@ static int step(struct bench *b, uint32_t i, int32_t token, struct sample *sampl
 {
     struct nkv_decode_times times;
     struct nkv_seq_stats stats;
-    uint64_t start_ns = bench_now_ns();
+    uint64_t start_ns = progress_now_ns();
 
     nkv_seq_stats_reset(b->seqs[i]);
     if (nkv_decode(b->decoder, &b->seqs[i], &token, 1, b->logits) < 0)
         return cli_fail("%s", nkv_last_error());
     if (nkv_seq_status(b->seqs[i]) < 0)
         return cli_fail("%s", nkv_seq_error(b->seqs[i]));
-    sample_out->token = (double)(bench_now_ns() - start_ns) * 1e-6;
+    sample_out->token = (double)(progress_now_ns() - start_ns) * 1e-6;
     nkv_decoder_times(b->decoder, &times);
     nkv_seq_stats(b->seqs[i], &stats);
     sample_out->fc = (double)times.fc_ns * 1e-6;
@@ -357,12 +363,7 @@ static int print(const struct bench *b)
                        (json_int_t)b->opt.seq.budget_tokens, "threads", (json_int_t)b->opt.n_threads, "steps",
                        (json_int_t)b->opt.n_steps, "kernels", nkv_kernels_name(), "read_bandwidth_gb_s", b->gb_per_s,
                        "weight_bytes", (json_int_t)b->info.weight_bytes, "contexts", rows);
-    if (!object)
-        return cli_fail("out of memory");
-    json_dumpf(object, stdout, JSON_INDENT(2));
-    putchar('\n');
-    json_decref(object);
-    return CLI_OK;
+    return text_print_json(object);
 }
 
 int bench_decode_main(int argc, char **argv)
@@ -386,5 +387,5 @@ int bench_decode_main(int argc, char **argv)
     if (rc == CLI_OK)
         rc = print(&b);
     bench_close(&b);
-    return rc;
+    return rc < 0 ? CLI_OK : rc;
 }

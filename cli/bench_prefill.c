@@ -13,6 +13,8 @@
 #include <string.h>
 
 #include "cli.h"
+#include "progress.h"
+#include "text.h"
 
 struct options {
     const char *shape;
@@ -96,11 +98,12 @@ static int read_flag(int flag, const char *arg, struct options *o)
         o->json = true;
         break;
     default:
-        return CLI_USAGE;
+        return cli_usage("see nearkv bench prefill --help for the options");
     }
     return status < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 
+/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
 static int read_options(int argc, char **argv, struct options *o)
 {
     int flag, rc;
@@ -108,7 +111,7 @@ static int read_options(int argc, char **argv, struct options *o)
     while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         if (flag == HELP) {
             fputs(usage, stdout);
-            exit(CLI_OK);
+            return -1;
         }
         rc = read_flag(flag, optarg, o);
         if (rc != CLI_OK)
@@ -123,10 +126,11 @@ static int bench_open(struct bench *b)
     struct nkv_context_options context = {.size = sizeof context, .n_devices = 1, .max_batch = 1};
     struct nkv_decoder_options decoder = {.size = sizeof decoder, .n_threads = b->opt.n_threads, .max_batch = 1};
     struct nkv_kv_estimate estimate;
+    int status = nkv_model_open_random(b->opt.shape, b->opt.weights, 1, &b->model);
 
     b->opt.seq.max_tokens = b->opt.ctx_tokens;
-    if (nkv_model_open_random(b->opt.shape, b->opt.weights, 1, &b->model) < 0)
-        return cli_fail("%s", nkv_last_error());
+    if (status < 0)
+        return status == NKV_EINVAL ? cli_usage("--shape: %s", nkv_last_error()) : cli_fail("%s", nkv_last_error());
     nkv_model_info(b->model, &b->info);
     nkv_model_kv_shape(b->model, 32, b->opt.kv, NKV_DIGEST_MINMAX, &b->shape);
     if (nkv_kv_estimate(&b->shape, b->opt.ctx_tokens, &estimate) < 0)
@@ -172,10 +176,10 @@ static int measure(struct bench *b)
 
     if (rate(b, &b->gflops[0]) != CLI_OK)
         return CLI_FAILED;
-    start_ns = bench_now_ns();
+    start_ns = progress_now_ns();
     if (nkv_prefill(b->decoder, b->seq, b->tokens, b->opt.ctx_tokens, NULL, NULL, NULL) < 0)
         return cli_fail("%s", nkv_last_error());
-    b->seconds = (double)(bench_now_ns() - start_ns) * 1e-9;
+    b->seconds = (double)(progress_now_ns() - start_ns) * 1e-9;
     return rate(b, &b->gflops[1]);
 }
 
@@ -221,12 +225,7 @@ static int print(const struct bench *b)
                        (json_int_t)b->opt.n_threads, "seconds", b->seconds, "tokens_per_s",
                        b->opt.ctx_tokens / b->seconds, "gflop_per_s", ours, "attention_share",
                        attention / (dense + attention), "library_gflop_per_s", library, "ratio", ours / library);
-    if (!object)
-        return cli_fail("out of memory");
-    json_dumpf(object, stdout, JSON_INDENT(2));
-    putchar('\n');
-    json_decref(object);
-    return CLI_OK;
+    return text_print_json(object);
 }
 
 int bench_prefill_main(int argc, char **argv)
@@ -248,5 +247,5 @@ int bench_prefill_main(int argc, char **argv)
     if (rc == CLI_OK)
         rc = print(&b);
     bench_close(&b);
-    return rc;
+    return rc < 0 ? CLI_OK : rc;
 }

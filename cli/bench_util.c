@@ -10,24 +10,17 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "text.h"
 
 #define POOL_FLOATS (1u << 20)
 #define FILL_TOKENS 256u
 
-static uint64_t next_u64(struct bench_random *random)
+/* About normal: mean 0, variance 1 (the sum of four 16-bit uniforms). */
+static float normal(uint64_t *random)
 {
-    uint64_t z = (random->state += 0x9e3779b97f4a7c15u);
-
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-float bench_normal(struct bench_random *random)
-{
-    uint64_t x = next_u64(random);
+    uint64_t x = text_random(random);
     uint32_t sum =
         (uint32_t)(x & 0xffff) + (uint32_t)(x >> 16 & 0xffff) + (uint32_t)(x >> 32 & 0xffff) + (uint32_t)(x >> 48);
 
@@ -38,7 +31,7 @@ int bench_source_open(const struct nkv_kv_shape *shape, uint64_t seed, struct be
 {
     uint32_t n_direction = shape->n_kv_heads * shape->head_dim;
 
-    *source = (struct bench_source){.shape = *shape, .random = {seed}, .n_noise = POOL_FLOATS};
+    *source = (struct bench_source){.shape = *shape, .random = seed, .n_noise = POOL_FLOATS};
     source->direction = malloc(n_direction * sizeof(float));
     source->noise = malloc((POOL_FLOATS + shape->head_dim) * sizeof(float));
     if (!source->direction || !source->noise) {
@@ -47,9 +40,9 @@ int bench_source_open(const struct nkv_kv_shape *shape, uint64_t seed, struct be
         return -1;
     }
     for (uint32_t i = 0; i < n_direction; i++)
-        source->direction[i] = bench_normal(&source->random) / sqrtf((float)shape->head_dim);
+        source->direction[i] = normal(&source->random) / sqrtf((float)shape->head_dim);
     for (uint32_t i = 0; i < POOL_FLOATS + shape->head_dim; i++)
-        source->noise[i] = bench_normal(&source->random);
+        source->noise[i] = normal(&source->random);
     return 0;
 }
 
@@ -65,13 +58,13 @@ void bench_source_kv(struct bench_source *source, uint32_t first, uint32_t n_tok
     uint32_t dim = source->shape.head_dim, heads = source->shape.n_kv_heads;
 
     for (uint32_t t = 0; t < n_tokens; t++) {
-        struct bench_random page = {(first + t) / source->shape.page_tokens};
+        uint64_t page = (first + t) / source->shape.page_tokens;
 
         for (uint32_t h = 0; h < heads; h++) {
-            float popularity = expf(1.5f * bench_normal(&page));
+            float popularity = expf(1.5f * normal(&page));
             const float *u = source->direction + h * dim;
-            const float *x = source->noise + next_u64(&source->random) % source->n_noise;
-            const float *y = source->noise + next_u64(&source->random) % source->n_noise;
+            const float *x = source->noise + text_random(&source->random) % source->n_noise;
+            const float *y = source->noise + text_random(&source->random) % source->n_noise;
 
             for (uint32_t d = 0; d < dim; d++) {
                 *k++ = x[d] + popularity * u[d];
@@ -87,7 +80,7 @@ void bench_source_query(struct bench_source *source, float *q)
 
     for (uint32_t h = 0; h < source->shape.n_heads; h++)
         for (uint32_t d = 0; d < dim; d++)
-            *q++ = bench_normal(&source->random) + 2.0f * source->direction[h / group * dim + d];
+            *q++ = normal(&source->random) + 2.0f * source->direction[h / group * dim + d];
 }
 
 static int fill_chunk(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens,
@@ -128,14 +121,6 @@ int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_so
     free(k);
     free(v);
     return status;
-}
-
-uint64_t bench_now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 static int compare(const void *a, const void *b)

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include "cli.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <sched.h>
@@ -14,9 +15,12 @@
 
 static void report(const char *format, va_list args)
 {
-    fputs("nearkv: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    char message[4096];
+
+    vsnprintf(message, sizeof message, format, args);
+    for (char *c = message; *c; c++) /* names come from files: a terminal must not obey them */
+        *c = iscntrl((unsigned char)*c) ? '?' : *c;
+    fprintf(stderr, "nearkv: %s\n", message);
 }
 
 int cli_fail(const char *format, ...)
@@ -42,7 +46,7 @@ int cli_usage(const char *format, ...)
 static unsigned suffix_shift(const char *suffix)
 {
     static const char letters[] = "KMGT";
-    const char *at = *suffix ? strchr(letters, *suffix & ~0x20) : NULL;
+    const char *at = *suffix ? strchr(letters, toupper((unsigned char)*suffix)) : NULL;
 
     return at && suffix[1] == '\0' ? 10u * (unsigned)(at - letters + 1) : 0;
 }
@@ -56,7 +60,7 @@ int cli_u64(const char *flag, const char *text, uint64_t low, uint64_t high, uin
     errno = 0;
     number = strtoull(text, &end, 10);
     shift = suffix_shift(end);
-    if (end == text || *text == '-' || errno || (*end && !shift) || number > UINT64_MAX >> shift ||
+    if (!isdigit((unsigned char)*text) || errno || (*end && !shift) || number > UINT64_MAX >> shift ||
         (number << shift) < low || (number << shift) > high)
         return cli_usage("%s %s: give a whole number from %llu to %llu", flag, text, (unsigned long long)low,
                          (unsigned long long)high);
@@ -114,10 +118,14 @@ uint64_t cli_available_bytes(void)
     uint64_t free_bytes = kib == UINT64_MAX ? UINT64_MAX : kib * 1024;
     uint64_t limit = read_number("/sys/fs/cgroup/memory.max", "");
     uint64_t used = read_number("/sys/fs/cgroup/memory.current", "");
+    uint64_t inactive = read_number("/sys/fs/cgroup/memory.stat", "inactive_file ");
 
-    if (limit != UINT64_MAX && used != UINT64_MAX)
-        free_bytes = limit - used < free_bytes ? (limit > used ? limit - used : 0) : free_bytes;
-    return free_bytes;
+    if (limit == UINT64_MAX || used == UINT64_MAX)
+        return free_bytes;
+    if (inactive < used) /* cached files that are dropped when memory is wanted count as free */
+        used -= inactive;
+    limit = limit > used ? limit - used : 0;
+    return limit < free_bytes ? limit : free_bytes;
 }
 
 int cli_check_memory(const char *what, uint64_t need_bytes)

@@ -24,6 +24,8 @@ int eval_main(int argc, char **argv)
         argv[1] = argv[0];
         return eval_needle_main(argc - 1, argv + 1);
     }
+    if (argc > 1)
+        fprintf(stderr, "nearkv: no evaluation '%s'\n", argv[1]);
     print_usage(stderr);
     return CLI_USAGE;
 }

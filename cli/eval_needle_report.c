@@ -45,7 +45,7 @@ int eval_print_json(const struct eval_needle *eval)
 {
     const struct session_options *o = &eval->session_options;
     json_t *results = json_array(), *root;
-    int n_right = 0, n = 0, status;
+    int n_right = 0, n = 0;
     double prefill_s = 0;
 
     for (uint32_t i = 0; i < eval->n_cases; i++) {
@@ -57,17 +57,12 @@ int eval_print_json(const struct eval_needle *eval)
             json_array_append_new(results, row_json(c, &c->rows[r]));
         }
     }
-    root = json_pack(
-        "{s:s, s:s, s:I, s:i, s:s, s:I, s:s, s:f, s:o, s:i, s:i}", "schema", "nearkv.eval.needle/1", "model",
-        eval->session.info.name, "ctx_tokens", (json_int_t)(eval->ctx_tokens ? eval->ctx_tokens : eval->n_hay),
-        "page_tokens", (int)o->page_tokens, "kv", nkv_dtype_name(o->kv), "budget_tokens",
-        (json_int_t)o->seq.budget_tokens, "prefill", eval->n_cases && eval->cases[0].sparse ? "sparse" : "dense",
-        "prefill_s", prefill_s, "results", results, "n_right", n_right, "n_total", n);
-    if (!root)
-        return cli_fail("out of memory for the report");
-    status = json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    json_decref(root);
-    if (status < 0 || putchar('\n') == EOF || fflush(stdout) == EOF)
-        return cli_fail("cannot write the report to standard output");
-    return CLI_OK;
+    root =
+        json_pack("{s:s, s:o, s:I, s:i, s:s, s:I, s:s, s:f, s:o, s:i, s:i}", "schema", "nearkv.eval.needle/1", "model",
+                  text_json(eval->session.info.name, strlen(eval->session.info.name)), "ctx_tokens",
+                  (json_int_t)(eval->ctx_tokens ? eval->ctx_tokens : eval->n_hay), "page_tokens", (int)o->page_tokens,
+                  "kv", nkv_dtype_name(o->kv), "budget_tokens", (json_int_t)o->seq.budget_tokens, "prefill",
+                  eval->n_cases && eval->cases[0].sparse ? "sparse" : "dense", "prefill_s", prefill_s, "results",
+                  results, "n_right", n_right, "n_total", n);
+    return text_print_json(root);
 }

@@ -49,7 +49,7 @@ static int batch_open(const struct generation *g, struct batch *batch)
     return CLI_OK;
 }
 
-static void answer_fail(struct answer *answer, int status, const char *message)
+void answer_fail(struct answer *answer, int status, const char *message)
 {
     answer->done = true;
     answer->status = status;

@@ -38,6 +38,8 @@ struct generation {
  * returns: CLI_OK, or CLI_FAILED with a message (an error that is no sequence's own, or Ctrl-C).
  */
 int generate(struct generation *generation);
+/* Ends an answer with a negative status and its message. */
+void answer_fail(struct answer *answer, int status, const char *message);
 void answer_free(struct answer *answer);
 
 /* The token's text so far; freed with nkv_text_free. */

@@ -259,15 +259,8 @@ static int print_json(const struct info *info)
                              model_json(&info->session.info), "ctx_tokens", (json_int_t)info->ctx_tokens, "page_tokens",
                              (int)info->options.page_tokens, "mode", nkv_mode_name(info->options.seq.mode),
                              "work_bytes", (json_int_t)info->work_bytes, "estimate", estimates_json(info));
-    int status;
 
-    if (!root)
-        return cli_fail("out of memory for the report");
-    status = json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    json_decref(root);
-    if (status < 0 || putchar('\n') == EOF || fflush(stdout) == EOF)
-        return cli_fail("cannot write the report to standard output");
-    return CLI_OK;
+    return text_print_json(root);
 }
 
 int info_main(int argc, char **argv)

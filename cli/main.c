@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* nearkv: finds the subcommand. Exit status: 0, 1 failed, 2 wrong usage. */
+#define _GNU_SOURCE
+#include <fcntl.h>
 #include <nearkv/nearkv.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "bench.h"
 #include "cli.h"
@@ -28,7 +31,16 @@ static void print_usage(FILE *file)
     fputs("\nnearkv COMMAND --help lists its options; nearkv --version prints the version.\n", file);
 }
 
-int main(int argc, char **argv)
+/* A standard stream that is closed would be the next file that is opened, and the answer go into a trace: its number is
+ * taken by a file that can neither be read nor written in its stead. */
+static void occupy_standard_files(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            (void)open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
+static int run_command(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "";
 
@@ -50,4 +62,15 @@ int main(int argc, char **argv)
         fprintf(stderr, "nearkv: no command '%s'\n", name);
     print_usage(stderr);
     return CLI_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+    int rc;
+
+    occupy_standard_files();
+    rc = run_command(argc, argv);
+    if ((fflush(stdout) == EOF || ferror(stdout)) && rc == CLI_OK)
+        rc = cli_fail("cannot write to standard output");
+    return rc;
 }

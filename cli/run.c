@@ -91,6 +91,8 @@ static int parse(int argc, char **argv, struct run_options *o)
         rc = cli_usage("unexpected argument '%s'; text for the model goes after -p", argv[optind]);
     if (rc == CLI_OK && !o->file && o->n_prompts == 0)
         rc = cli_usage("nothing to answer: give text with -p TEXT, -f FILE or both");
+    if (rc == CLI_OK && !(o->sampler.top_p > 0))
+        rc = cli_usage("--top-p 0: no token is left to choose from; give more than 0, or --temp 0 for the likeliest");
     return rc == CLI_OK ? session_check(&o->session) : rc;
 }
 
@@ -266,8 +268,6 @@ static int open_bases(struct run *run)
         if (nkv_seq_open(run->session.context, &seq, &run->bases[i]) < 0)
             return cli_fail("%s", nkv_last_error());
         rc = prefill(run, run->bases[i], run->prompts[0].tokens, run->n_prefix);
-        if (rc == CLI_OK && nkv_seq_status(run->bases[i]) < 0)
-            rc = cli_fail("%s", nkv_seq_error(run->bases[i]));
     }
     return rc;
 }
@@ -277,13 +277,18 @@ static int open_sequence(struct run *run, uint32_t i)
     struct nkv_sampler_options sampler = run->options.sampler;
     struct answer *answer = &run->answers[i];
     struct prompt *prompt = &run->prompts[i];
+    struct nkv_seq *base = run->n_bases ? run->bases[i % run->n_bases] : NULL;
     struct nkv_seq_options seq;
     int status;
 
+    if (base && nkv_seq_status(base) < 0) {
+        answer_fail(answer, nkv_seq_status(base), nkv_seq_error(base));
+        return CLI_OK;
+    }
     sampler.seed += i;
     session_seq_options(&run->session, (uint32_t)prompt->n_tokens, max_tokens(run, i), &seq);
-    if (run->n_bases)
-        status = nkv_seq_fork(run->bases[i % run->n_bases], run->n_prefix, &seq, &answer->seq);
+    if (base)
+        status = nkv_seq_fork(base, run->n_prefix, &seq, &answer->seq);
     else
         status = nkv_seq_open(run->session.context, &seq, &answer->seq);
     if (status < 0 || nkv_sampler_open(&sampler, &answer->sampler) < 0)
@@ -377,7 +382,7 @@ static int run_all(struct run *run)
         rc = decode_all(run);
     if (rc == CLI_OK)
         rc = run->options.json ? run_report_json(run) : run_report_text(run);
-    for (uint32_t i = 0; rc == CLI_OK && i < run->n; i++)
+    for (uint32_t i = 0; i < run->n; i++)
         if (run->answers[i].status < 0)
             rc = cli_fail("sequence %u ended: %s", i + 1, run->answers[i].error);
     return rc;

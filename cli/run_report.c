@@ -142,7 +142,7 @@ static json_t *answers_json(const struct run *run)
         json_t *one = json_object();
 
         add_answer(run, one, i);
-        json_object_set_new(one, "device", json_integer(nkv_seq_device(a->seq)));
+        json_object_set_new(one, "device", a->seq ? json_integer(nkv_seq_device(a->seq)) : json_null());
         json_object_set_new(one, "ttft_ms", json_real((double)a->ttft_ns / 1e6));
         json_object_set_new(one, "tpot_ms", tpot_json(run, a->n_steps));
         add_stats(run, one, &a->stats);
@@ -182,9 +182,9 @@ static void add_times(const struct run *run, json_t *root)
 int run_report_json(const struct run *run)
 {
     struct nkv_seq_stats stats = total_stats(run);
-    json_t *root = json_pack("{s:s, s:s, s:s}", "schema", "nearkv.run/1", "mode",
-                             nkv_mode_name(run->options.session.seq.mode), "model", run->session.info.name);
-    int status;
+    json_t *root =
+        json_pack("{s:s, s:s, s:o}", "schema", "nearkv.run/1", "mode", nkv_mode_name(run->options.session.seq.mode),
+                  "model", text_json(run->session.info.name, strlen(run->session.info.name)));
 
     if (!root)
         return cli_fail("out of memory for the report");
@@ -195,11 +195,7 @@ int run_report_json(const struct run *run)
     add_times(run, root);
     add_stats(run, root, &stats);
     add_devices(run, root);
-    status = json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    json_decref(root);
-    if (status < 0 || putchar('\n') == EOF || fflush(stdout) == EOF)
-        return cli_fail("cannot write the report to standard output");
-    return CLI_OK;
+    return text_print_json(root);
 }
 
 static int print_answer(const struct run *run, uint32_t i)

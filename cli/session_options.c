@@ -130,6 +130,8 @@ int session_check(const struct session_options *o)
 
     if (rc == CLI_OK)
         rc = check_budget(o, "--prefill-budget", o->seq.prefill_budget_tokens);
+    if (rc == CLI_OK && o->trace && (!*o->trace || strchr(o->trace, ':')))
+        rc = cli_usage("--trace '%s': give a file name without ':'", o->trace);
     if (rc == CLI_OK && o->n_specs && o->n_devices)
         rc = cli_usage("give --devices or --device, not both");
     return rc;

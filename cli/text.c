@@ -208,3 +208,16 @@ json_t *text_json(const char *data, size_t bytes)
     text_free(&clean);
     return json;
 }
+
+int text_print_json(json_t *object)
+{
+    int status;
+
+    if (!object)
+        return cli_fail("out of memory for the report");
+    status = json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    json_decref(object);
+    if (status < 0 || putchar('\n') == EOF || fflush(stdout) == EOF)
+        return cli_fail("cannot write the report to standard output");
+    return CLI_OK;
+}

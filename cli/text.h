@@ -32,5 +32,8 @@ uint64_t text_random(uint64_t *state);
 
 /* A JSON string; what is not UTF-8 becomes U+FFFD. NULL when memory is short. */
 json_t *text_json(const char *data, size_t bytes);
+/* Prints the object (NULL: memory was short) as one line on standard output and frees it. returns: CLI_OK, CLI_FAILED.
+ */
+int text_print_json(json_t *object);
 
 #endif

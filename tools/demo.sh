@@ -10,7 +10,7 @@ nearkv=${NEARKV:-build/release/nearkv}
 
 # The built-in model reads bytes: a token is a byte. C headers and documentation come first, our own sources fill up.
 texts=()
-for path in /usr/include /usr/share/doc "$PWD"/src "$PWD"/include "$PWD"/docs "$PWD"/cli "$PWD"/tests "$PWD"/LICENSE; do
+for path in /usr/include /usr/share/doc "$PWD"/src "$PWD"/include "$PWD"/docs "$PWD"/LICENSE; do
     [ ! -e "$path" ] || texts+=(--text "$path")
 done
 echo "A pass key in $ctx tokens of text from this machine (C headers, documentation):"

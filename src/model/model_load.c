@@ -71,11 +71,13 @@ static bool str_is(struct nkv_str s, const char *text)
     return s.bytes == strlen(text) && memcmp(s.data, text, s.bytes) == 0;
 }
 
+/* For people: control characters, which a terminal would obey, become '?'. */
 static void copy_str(struct nkv_str s, char *out, size_t size)
 {
     size_t n = s.bytes < size - 1 ? s.bytes : size - 1;
 
-    memcpy(out, s.data, n);
+    for (size_t i = 0; i < n; i++)
+        out[i] = (unsigned char)s.data[i] < 0x20 || s.data[i] == 0x7f ? '?' : s.data[i];
     out[n] = '\0';
 }
 

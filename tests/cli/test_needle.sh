@@ -35,10 +35,21 @@ for more in (['--devices', 2, '--select', 'kv-head'], ['--kv', 'q8_0', '--digest
 got, _ = run('eval', 'needle', '--ctx', 4096, '--modes', 'full,pnm', '--budget', 96, '--prefill', 'dense', '--json', status=1)
 assert [r['right'] for r in got['results']] == [True, False], got['results']
 
-run('needle', '-o', f'{tmp}/needle.gguf', '--type', 'f32')
+got, _ = run('needle', '-o', f'{tmp}/needle.gguf', '--type', 'f32', '--json')
+assert got == {'schema': 'nearkv.needle/1', 'file': f'{tmp}/needle.gguf', 'type': 'f32', 'bytes': os.path.getsize(f'{tmp}/needle.gguf')}, got
 assert 9_000_000 < os.path.getsize(f'{tmp}/needle.gguf') < 10_000_000
 run('needle', '-o', f'{tmp}/needle.gguf')
 assert os.path.getsize(f'{tmp}/needle.gguf') <= 5_000_000 and os.listdir(tmp).count('needle.gguf') == 1 and len(os.listdir(tmp)) == 2
 got, _ = run('run', '-m', f'{tmp}/needle.gguf', '-p', 'The pass key is 42. What? The pass key is', '--json')
 assert got['text'] == ' 42.', got
+
+# A model's name is a stranger's bytes: JSON stays JSON, and a terminal gets no control characters.
+with open(f'{tmp}/needle.gguf', 'rb') as file:
+    model = file.read()
+name = model.index(b'general.name') + len('general.name') + 4 + 8
+with open(f'{tmp}/named.gguf', 'wb') as file:
+    file.write(model[:name] + b'\x1b\xff' + model[name + 2:])
+for command in (['run', '-p', 'x is '], ['info'], ['eval', 'needle', '--ctx', 256, '--modes', 'pnm']):
+    got, _ = run(*command, '-m', f'{tmp}/named.gguf', '--json')
+    assert '?\ufffdedle' in str(got['model']), got
 PY

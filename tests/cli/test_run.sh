@@ -76,6 +76,13 @@ got, err = run('run', '-p', 'The key is 5. The key is ', '-p', 'His age is 71. T
 assert 'error' in got['answers'][0] and got['answers'][1]['text'] == '71.', got['answers']
 assert 'sequence 1 ended' in err
 
+# So it is when they share the beginning, which each device is fed once.
+common = 'All of this comes before the question and is longer than one page of thirty-two tokens. '
+ask = [f'{common}The key is {i}. The key is ' for i in (5, 7, 9)]
+got, err = run('run', '--json', *(x for text in ask for x in ('-p', text)), '--device', 'fault:op=attend,n=2:cpu', '--device', 'cpu', status=1)
+assert [a['text'] for a in got['answers']] == ['', '7.', ''] and [a['device'] for a in got['answers']] == [None, 1, None], got['answers']
+assert 'sequence 1 ended' in err and 'sequence 3 ended' in err and 'error' in got['answers'][2], err
+
 # Ctrl-C ends it with a message and exit status 1.
 haystack(f'{tmp}/long', 400000)
 child = subprocess.Popen([NEARKV, 'run', '-f', f'{tmp}/long', '--prefill', 'dense', '--trace', f'{tmp}/t3'], stderr=subprocess.PIPE, text=True)

@@ -38,6 +38,16 @@ expect 2 'layer, kv-head' run -p x --select page
 expect 2 'dense, sparse or auto' run -p x --prefill maybe
 expect 2 '--temp -1' run -p x --temp -1
 expect 2 '--top-p 1.5' run -p x --top-p 1.5
+expect 2 '--top-p 0' run -p x --top-p 0
+expect 2 '--seed 5 :' run -p x --seed '5 '
+expect 2 '--seed  -5:' run -p x --seed ' -5'
+expect 2 "--trace 'a:b'" run -p x --trace a:b
+expect 2 "no evaluation 'all'" eval all
+expect 2 "no benchmark 'all'" bench all
+expect 2 'see nearkv bench attend --help' bench attend --no-such-option
+expect 2 'no model shape' bench decode --shape none
+expect 2 'no model shape' bench prefill --shape none
+expect 2 'raise the budget' bench decode --shape needle-256 --ctx 64 --budget 1
 expect 2 '-n 0' run -p x -n 0
 expect 2 '--threads 0' run -p x --threads 0
 expect 2 'not both' run -p x --devices 2 --device cpu
@@ -69,7 +79,22 @@ expect 2 'f16 or f32' needle -o "$tmp/x.gguf" --type bf16
 expect 1 'cannot create' needle -o "$tmp/none/x.gguf"
 [ ! -e "$tmp/x.gguf" ]
 
-for command in '' run eval 'eval needle' info needle bench; do
+# An answer that cannot be written is a failure, and a closed standard output does not end in another file.
+for command in 'run -p x -p y' 'info' 'info --json' '--version' 'run --help' 'bench attend --help' \
+    'eval needle --ctx 256 --modes pnm' 'bench attend --ctx 256 --steps 5 --json'; do
+    for to in /dev/full closed; do
+        rc=0
+        # shellcheck disable=SC2086
+        if [ $to = closed ]; then
+            "$NEARKV" $command >&- 2>"$tmp/err" || rc=$?
+        else
+            "$NEARKV" $command >$to 2>"$tmp/err" || rc=$?
+        fi
+        [ $rc = 1 ] && grep -q 'standard output' "$tmp/err" || { echo "nearkv $command >$to: exit $rc: $(cat "$tmp/err")"; failed=1; }
+    done
+done
+
+for command in '' run eval 'eval needle' info needle bench 'bench attend' 'bench decode' 'bench prefill'; do
     # shellcheck disable=SC2086
     "$NEARKV" $command --help | grep -q '^usage: nearkv' || { echo "nearkv $command --help"; failed=1; }
 done
