@@ -202,7 +202,7 @@ static void begin_attend(struct nkv_ticket *lane, uint32_t index)
                               .out_offset = work->home_base + work->home.partial + b * work->home.partial_stride};
         int32_t after = work->last[ROLE_APPEND];
 
-        if (cmd.n_tokens > 1)
+        if (work->item.n_tokens > 1) /* a block of one token has later ones behind it, too */
             cmd.flags |= NKV_CAUSAL;
         if (work->method == METHOD_DENSE) {
             cmd.flags |= NKV_ALL_PAGES;
