@@ -54,6 +54,10 @@ void plan_submit(struct nkv_ticket *lane, int32_t index)
                   port->caps.name, nkv_status_name(port->status));
         return;
     }
+    if (work->status < 0) { /* maybe just now: making room in the queue reaps completions */
+        plan_cancel(lane, planned->work);
+        return;
+    }
     work->waiting[planned->role]--;
     work->in_flight[planned->role]++;
     planned->submitted = true;
