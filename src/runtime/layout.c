@@ -2,9 +2,10 @@
 /*
  * Where a work's operands lie in the windows, and how large the windows must be for that.
  *
- * Windows are sized for the worst that the context's limits and its open sequences allow, so that a step never has to
- * ask: max_batch decode works of the hungriest sequence, plus max_tokens of prefill. They grow when a sequence is
- * opened that needs more. Sizing per step was rejected: it would map memory, or fail, in the middle of a decode.
+ * Windows are sized for the worst that the context's limits and its sequences allow, so that a step never has to ask:
+ * max_batch decode works of the hungriest sequence, plus max_tokens of prefill in the hungriest blocks. They grow when
+ * a sequence is opened that needs more. Sizing per step was rejected: it would map memory, or fail, in the middle of a
+ * decode.
  *
  * A recalled page's bytes appear in two windows (READ's output, WRITE's input): the host carries it, as it does between
  * two CXL devices.
@@ -120,40 +121,49 @@ static uint64_t move_bytes(const struct nkv_kv_shape *shape)
            ALIGN_SLACK;
 }
 
-/* What max_tokens tokens of prefill take whatever their blocks. */
-static uint64_t prefill_bytes(const struct nkv_context *context, const struct nkv_seq *seq)
+/* Each part of what the sequences seen so far and seq need, by itself: a call may mix the hungriest of each kind. */
+static struct lane_need lane_need(const struct nkv_context *context, const struct nkv_seq *seq)
 {
-    const struct nkv_kv_shape *shape = &context->shape;
-    uint64_t n_blocks = context->options.max_batch, block_bytes = ALIGN_SLACK;
-    uint64_t token_bytes = rows_bytes(shape, 1, 2 * shape->n_kv_heads + 2 * shape->n_heads) + 8u * shape->n_heads;
+    struct lane_need need = context->need;
+    struct home_layout home;
+    struct compute_layout compute;
 
-    if (seq && seq->options.sparse_prefill) {
-        n_blocks += context->options.max_tokens / seq->block_tokens;
-        block_bytes += select_bytes(seq, METHOD_BLOCKS);
+    need.block = max_u64(need.block, ALIGN_SLACK);
+    if (!seq)
+        return need;
+    work_layout(&context->shape, seq, work_method(seq, seq->options.n_dense_layers, 1), 1, 1, &home, &compute);
+    need.home = max_u64(need.home, home.bytes);
+    need.compute = max_u64(need.compute, compute.bytes);
+    if (seq->options.sparse_prefill) {
+        uint64_t n_blocks = context->options.max_tokens / seq->block_tokens + 1;
+        uint64_t block = ALIGN_SLACK + select_bytes(seq, METHOD_BLOCKS);
+
+        need.block = max_u64(need.block, block);
+        need.blocks = max_u64(need.blocks, n_blocks * block);
     }
-    return context->options.max_tokens * token_bytes + n_blocks * block_bytes;
+    return need;
 }
 
-static void lane_bytes(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t *home_out,
+static void lane_bytes(const struct nkv_context *context, const struct lane_need *need, uint64_t *home_out,
                        uint64_t *compute_out)
 {
-    struct home_layout home = {0};
-    struct compute_layout compute = {0};
+    const struct nkv_kv_shape *shape = &context->shape;
+    uint64_t n_works = context->options.max_batch, n_tokens = context->options.max_tokens;
+    uint64_t token_bytes = rows_bytes(shape, 1, 2 * shape->n_kv_heads + 2 * shape->n_heads) + 8u * shape->n_heads;
+    uint64_t prefill = n_tokens * token_bytes + need->blocks + n_works * need->block;
 
-    if (seq)
-        work_layout(&context->shape, seq, work_method(seq, seq->options.n_dense_layers, 1), 1, 1, &home, &compute);
-    *home_out = max_u64(prefill_bytes(context, seq) + context->options.max_batch * (home.bytes + ALIGN_SLACK),
-                        move_bytes(&context->shape));
-    *compute_out = max_u64(context->options.max_batch * (compute.bytes + ALIGN_SLACK), move_bytes(&context->shape));
+    *home_out = max_u64(prefill + n_works * (need->home + ALIGN_SLACK), move_bytes(shape));
+    *compute_out = max_u64(n_works * (need->compute + ALIGN_SLACK), move_bytes(shape));
     *home_out = (*home_out + 4095u) & ~(uint64_t)4095u;
     *compute_out = (*compute_out + 4095u) & ~(uint64_t)4095u;
 }
 
 static int reserve_windows(struct nkv_context *context, const struct nkv_seq *seq)
 {
+    struct lane_need lane = lane_need(context, seq);
     uint64_t need[2];
 
-    lane_bytes(context, seq, &need[0], &need[1]);
+    lane_bytes(context, &lane, &need[0], &need[1]);
     for (uint32_t i = 0; i < context->n_ports; i++) {
         struct port *port = &context->ports[i];
         uint64_t bytes = need[port == context->compute];
@@ -165,6 +175,7 @@ static int reserve_windows(struct nkv_context *context, const struct nkv_seq *se
         context_drain(context, NULL, ANY_LAYER);
         TRY(port_map(port, bytes));
     }
+    context->need = lane;
     return 0;
 }
 

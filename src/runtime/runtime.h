@@ -152,6 +152,12 @@ struct nkv_seq {
     uint64_t recalled_units;
 };
 
+/* What the windows must hold, the most that any sequence asked for: bytes of a block of a sparse prefill, of all blocks
+ * of max_tokens tokens, and of a decode work on either side. */
+struct lane_need {
+    uint64_t block, blocks, home, compute;
+};
+
 struct nkv_context {
     struct nkv_kv_shape shape;
     struct nkv_context_options options;
@@ -161,7 +167,8 @@ struct nkv_context {
     struct nkv_seq *sequences;
     uint32_t next_id;
     uint64_t n_batches; /* attend calls */
-    uint32_t *scratch;  /* u32s for the policies */
+    struct lane_need need;
+    uint32_t *scratch; /* u32s for the policies */
     uint64_t n_scratch;
     uint64_t *free_bytes; /* [n_ports], for placement */
     char *line;           /* of the plan log */
