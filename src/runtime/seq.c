@@ -53,9 +53,25 @@ static void close_on(struct nkv_context *context, struct port *port, uint32_t *i
     *id = 0;
 }
 
+static bool id_taken(const struct nkv_context *context, uint32_t id)
+{
+    for (const struct nkv_seq *seq = context->sequences; seq; seq = seq->next)
+        if (seq->id == id || seq->mirror_id == id || seq->slots_id == id)
+            return true;
+    return id == 0;
+}
+
+/* The next id that no open sequence has: after 2^32 they begin anew. */
+static uint32_t free_id(struct nkv_context *context)
+{
+    while (id_taken(context, context->next_id))
+        context->next_id++;
+    return context->next_id;
+}
+
 static int open_on(struct nkv_context *context, struct port *port, uint32_t n_tokens, uint16_t flags, uint32_t *id_out)
 {
-    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_OPEN, .seq = context->next_id, .flags = flags, .n_tokens = n_tokens};
+    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_OPEN, .seq = free_id(context), .flags = flags, .n_tokens = n_tokens};
 
     TRY(port_control(context, port, &cmd));
     *id_out = context->next_id++;
@@ -94,7 +110,7 @@ static int open_compute(struct nkv_seq *seq)
 static int open_home(struct nkv_seq *seq, const struct nkv_seq *parent, uint32_t n_tokens)
 {
     struct nkv_context *context = seq->context;
-    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_FORK, .seq = context->next_id, .n_tokens = seq->options.max_tokens};
+    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_FORK, .seq = free_id(context), .n_tokens = seq->options.max_tokens};
 
     if (!parent)
         return open_on(context, seq->home, seq->options.max_tokens, seq_has_digests(seq) ? 0 : NKV_NO_DIGEST, &seq->id);
