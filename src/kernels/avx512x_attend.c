@@ -74,8 +74,9 @@ static void prepare_row(size_t dim, const float *q, struct query *out)
         nan = _mm512_fmadd_ps(x, _mm512_setzero_ps(), nan);
     }
     float largest = _mm512_reduce_max_ps(top) + _mm512_reduce_add_ps(nan);
-    const float limit = 127 * 256;
-    __m512 inverse = _mm512_set1_ps(largest > 0 ? limit / largest : 0);
+    /* Below `least` the inverse would overflow; such a row scores 0 to within rounding of any other. */
+    const float limit = 127 * 256, least = 1e-30f;
+    __m512 inverse = _mm512_set1_ps(largest > least ? limit / largest : 0);
     __m512i sum = _mm512_setzero_si512(), half = _mm512_set1_epi32(128);
     for (size_t d = 0; d < (dim + 63) / 64 * 64; d += 16) {
         __m512 x = _mm512_maskz_loadu_ps(nkv_mask_below(dim > d ? dim - d : 0), q + d);

@@ -288,6 +288,32 @@ static void a_nan_score_makes_its_row_nan_and_no_other(void **state)
     for_all(check_nan);
 }
 
+/* Denormal queries and keys score 0 (their scales must not overflow on the way): every token weighs 1. */
+static void check_tiny(const struct nkv_kernels *kernels, enum nkv_dtype dtype)
+{
+    float *k = random_floats(PAGES * TOKENS * DIM);
+    struct pages p;
+    struct partial out;
+    for (size_t i = 0; i < PAGES * TOKENS * DIM; i++)
+        k[i] *= 1e-42f;
+    pages_make(&p, dtype, k, NULL);
+    for (int i = 0; i < 2 * DIM; i++)
+        p.q[i] *= 1e-42f; /* rows 0 and 1 */
+    empty(&out);
+    attend(kernels, &p, 0, PAGES, NULL, &out);
+    for (int r = 0; r < ROWS; r++)
+        if (!(fabsf(out.l[r] - PAGES * TOKENS) <= 1e-3f * PAGES * TOKENS))
+            fail_msg("%s %s: row %d: sum %g", kernels->name, nkv_dtype_name(dtype), r, (double)out.l[r]);
+    pages_free(&p);
+    free(k);
+}
+
+static void denormal_queries_and_keys_score_nothing(void **state)
+{
+    (void)state;
+    for_all(check_tiny);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -296,6 +322,7 @@ int main(void)
         cmocka_unit_test(scores_of_minus_infinity_weigh_nothing),
         cmocka_unit_test(rows_that_see_nothing_stay_empty),
         cmocka_unit_test(a_nan_score_makes_its_row_nan_and_no_other),
+        cmocka_unit_test(denormal_queries_and_keys_score_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
