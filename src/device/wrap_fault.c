@@ -46,14 +46,22 @@ static int fault_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint3
 {
     struct fault *fault = fault_of(device);
     int n = fault->wrap.inner->ops->reap(fault->wrap.inner, cqes_out, max_n, min_n);
+    uint32_t last =
+        NKV_WRAP_ENTRIES; /* the victim's tag, when nothing failed after it: the message is the last one's */
 
     for (int i = 0; i < n; i++) {
         uint32_t tag = nkv_wrap_finish(&fault->wrap, &cqes_out[i]);
 
-        if (fault->struck && fault->wrap.numbers[tag] == fault->victim)
-            cqes_out[i].res = nkv_fail(NKV_EDEVICE, "injected fault: %s, command %llu of this device",
-                                       nkv_op_name(fault->wrap.pending[tag].op), (unsigned long long)fault->victim);
+        if (cqes_out[i].res < 0)
+            last = NKV_WRAP_ENTRIES;
+        if (!fault->struck || fault->wrap.numbers[tag] != fault->victim)
+            continue;
+        cqes_out[i].res = NKV_EDEVICE;
+        last = tag;
     }
+    if (last < NKV_WRAP_ENTRIES)
+        (void)nkv_fail(NKV_EDEVICE, "injected fault: %s, command %llu of this device",
+                       nkv_op_name(fault->wrap.pending[last].op), (unsigned long long)fault->victim);
     return n;
 }
 

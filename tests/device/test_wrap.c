@@ -204,6 +204,14 @@ static void the_nth_command_fails(void **state)
     assert_non_null(strstr(nkv_last_error(), "injected"));
     assert_int_equal(rig_seq_open(&rig, 2, 8, 0), 0);
     rig_close(&rig);
+    rig_open(&rig, "fault:op=append,n=1:cpu", &config);
+    cmds[2] = (struct nkv_cmd){.op = NKV_OP_SEQ_CLOSE, .seq = 9}; /* fails by itself, after the injected fault */
+    assert_int_equal(rig.device->ops->submit(rig.device, cmds, 3), 0);
+    assert_int_equal(rig.device->ops->reap(rig.device, cqes, 3, 3), 3);
+    assert_int_equal(cqes[1].res, NKV_EDEVICE);
+    assert_int_equal(cqes[2].res, NKV_ENOENT);
+    assert_non_null(strstr(nkv_last_error(), "no sequence 9")); /* the last one's message */
+    rig_close(&rig);
     rig_open(&rig, "fault:n=1:cpu", &config);
     assert_int_equal(rig_seq_open(&rig, 2, 8, 0), NKV_EDEVICE);
     assert_int_equal(rig_seq_open(&rig, 2, 8, 0), 0);
