@@ -16,8 +16,8 @@
 #define CHUNK_TOKENS 512u
 /* Resident beside what is counted: this program, its libraries and the code that oneDNN generates (measured). */
 #define PROGRAM_BYTES ((uint64_t)28 << 20)
-/* Up to this many times its prefill budget a prompt is fed densely: on average a token then attends to twice the
- * budget, which costs less than scoring pages and attending to scattered ones. */
+/* Up to this many times its prefill budget a prompt is fed densely. Where sparse becomes cheaper depends on the model:
+ * measured below two budgets for one shape and above four for another (docs/architecture.md); dense is exact. */
 #define DENSE_BUDGETS 4u
 
 uint32_t session_device_count(const struct session_options *o)

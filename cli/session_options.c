@@ -23,7 +23,7 @@ const char session_help[] =
     "  --kv f32|f16|bf16|q8_0  element type of the cache (f16)\n"
     "  --prefill dense|sparse|auto  auto: dense up to 4 times the prefill budget (auto)\n"
     "  --prefill-budget TOKENS attended per block of prompt tokens (the budget)\n"
-    "  --threads N             threads in all (one per CPU)\n"
+    "  --threads N             threads of dense layers, of the compute side, of all devices together (CPUs)\n"
     "  --trace FILE            record the devices' commands (N devices: FILE.0, FILE.1, ...)\n";
 
 void session_defaults(struct session_options *options)
