@@ -11,6 +11,9 @@
  *            of 16 tokens are lanes, and no score needs a horizontal sum
  *   values   four tokens of V are interleaved byte by byte, so that one instruction takes four tokens in
  *
+ * Both go in small steps (16 dimensions of 16 tokens, 32 dimensions of four), so that the shuffles of a step overlap
+ * the products of the step before it, and the prefetch of the next page is spread evenly.
+ *
  * Error against exact arithmetic: a score is off by at most 2^-16 max|q| sum|k|; the output by at most 2^-17 max|v|
  * per token that weighs as much as the heaviest of its block, so below 2^-17 * 64 max|v|, typically 1e-5 max|v|.
  *
@@ -48,7 +51,6 @@ struct rows {
     const struct query *query[QUAD];
     _Alignas(64) float weight[QUAD][BLOCK];
     _Alignas(64) uint8_t part[2][QUAD][BLOCK]; /* of weight * v_scale / step */
-    _Alignas(64) __m512i mixed[BLOCK / 4][4];  /* V of 64 dimensions, four tokens interleaved */
     char tail[16 * DIM_MAX];                   /* the last tokens of a block, where whole groups can be read */
     float *o[QUAD];
     float m[QUAD], l[QUAD], keep[QUAD], step[QUAD];
@@ -92,57 +94,49 @@ static void prepare_row(size_t dim, const float *q, struct query *out)
     out->bias = 128 * _mm512_reduce_add_epi32(sum);
 }
 
-/* x[c] becomes the c-th 4-byte group of the sixteen x. */
-NKV_INLINE void transpose16(__m512i x[16])
+/* Sixteen dimensions of a token, or the eight that are left. */
+NKV_INLINE __m128i load16(bool whole, const char *at)
 {
-    __m512i y[16];
-    NKV_UNROLL
-    for (int i = 0; i < 16; i += 2) {
-        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    NKV_UNROLL
-    for (int i = 0; i < 16; i += 4) {
-        x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-        x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-        x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-        x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-    }
-    NKV_UNROLL
-    for (int j = 0; j < 4; j++) {
-        __m512i a = _mm512_shuffle_i32x4(x[j], x[4 + j], 0x88), b = _mm512_shuffle_i32x4(x[j], x[4 + j], 0xdd);
-        __m512i c = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], 0x88),
-                d = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], 0xdd);
-        x[j] = _mm512_shuffle_i32x4(a, c, 0x88);
-        x[4 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
-        x[8 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
-        x[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
-    }
+    return whole ? _mm_loadu_si128((const __m128i *)(const void *)at)
+                 : _mm_loadl_epi64((const __m128i *)(const void *)at);
 }
 
-/* Sixty-four dimensions, or those of them below dim. */
-NKV_INLINE __m512i load64(bool whole, const char *row, size_t d, size_t dim)
+/* Sixteen dimensions of sixteen tokens [16][dim], as k + 128: x[c] holds the c-th four of them. */
+NKV_INLINE void transpose(bool whole, const char *k, size_t dim, __m512i x[4])
 {
-    return whole ? _mm512_loadu_si512(row + d) : _mm512_maskz_loadu_epi8(bytes_below(dim - d), row + d);
+    __m512i y[4];
+    NKV_UNROLL
+    for (size_t j = 0; j < 4; j++) {
+        __m512i tokens = _mm512_castsi128_si512(load16(whole, k + j * dim));
+        tokens = _mm512_inserti32x4(tokens, load16(whole, k + (4 + j) * dim), 1);
+        tokens = _mm512_inserti32x4(tokens, load16(whole, k + (8 + j) * dim), 2);
+        tokens = _mm512_inserti32x4(tokens, load16(whole, k + (12 + j) * dim), 3);
+        x[j] = _mm512_xor_si512(tokens, _mm512_set1_epi8(-128));
+    }
+    y[0] = _mm512_unpacklo_epi32(x[0], x[1]);
+    y[1] = _mm512_unpackhi_epi32(x[0], x[1]);
+    y[2] = _mm512_unpacklo_epi32(x[2], x[3]);
+    y[3] = _mm512_unpackhi_epi32(x[2], x[3]);
+    x[0] = _mm512_unpacklo_epi64(y[0], y[2]);
+    x[1] = _mm512_unpackhi_epi64(y[0], y[2]);
+    x[2] = _mm512_unpacklo_epi64(y[1], y[3]);
+    x[3] = _mm512_unpackhi_epi64(y[1], y[3]);
 }
 
-/* Dimensions d .. d + 63 of sixteen tokens k [16][dim]. */
+/* Dimensions d .. d + 15 of sixteen tokens k [16][dim]; q is 0 where they pass dim. */
 NKV_INLINE void score_chunk(int n_rows, bool whole, const char *k, size_t dim, size_t d, const struct rows *rows,
                             __m512i sum[2][QUAD])
 {
-    __m512i x[16];
+    __m512i x[4];
+    transpose(whole, k + d, dim, x);
     NKV_UNROLL
-    for (size_t i = 0; i < 16; i++)
-        x[i] = _mm512_xor_si512(load64(whole, k + i * dim, d, dim), _mm512_set1_epi8(-128));
-    transpose16(x);
-    NKV_UNROLL
-    for (size_t i = 0; i < 16; i++) {
+    for (size_t i = 0; i < 4; i++) {
         NKV_UNROLL
         for (int r = 0; r < n_rows; r++) {
             NKV_UNROLL
             for (int part = 0; part < 2; part++) {
                 int32_t q;
-                memcpy(&q, &rows->query[r]->part[d / 64][part][4 * i], sizeof q);
+                memcpy(&q, &rows->query[r]->part[d / 64][part][d % 64 + 4 * i], sizeof q);
                 sum[part][r] = _mm512_dpbusd_epi32(sum[part][r], x[i], _mm512_set1_epi32(q));
             }
         }
@@ -150,15 +144,19 @@ NKV_INLINE void score_chunk(int n_rows, bool whole, const char *k, size_t dim, s
 }
 
 /* Scores of sixteen tokens k [16][dim]. */
-NKV_INLINE void score_tile(int n_rows, const char *k, size_t dim, __m512 scale, struct rows *rows, size_t t)
+NKV_INLINE void score_tile(int n_rows, const char *k, size_t dim, __m512 scale, struct rows *rows, size_t t,
+                           const char *ahead)
 {
     size_t d = 0;
     __m512i sum[2][QUAD];
     NKV_UNROLL
     for (int r = 0; r < n_rows; r++)
         sum[0][r] = sum[1][r] = _mm512_setzero_si512();
-    for (; d + 64 <= dim; d += 64)
+    for (; d + 16 <= dim; d += 16) {
+        if (ahead != NULL)
+            nkv_prefetch(ahead + 16 * d, 256);
         score_chunk(n_rows, true, k, dim, d, rows, sum);
+    }
     if (d < dim)
         score_chunk(n_rows, false, k, dim, d, rows, sum);
     NKV_UNROLL
@@ -173,13 +171,12 @@ NKV_INLINE void score_tile(int n_rows, const char *k, size_t dim, __m512 scale, 
 NKV_INLINE void score_block(int n_rows, const struct block *b, struct rows *rows)
 {
     for (size_t t = 0; t < b->n_tokens; t += 16) {
-        if (b->next_k != NULL)
-            nkv_prefetch(b->next_k + t * b->dim, 16 * b->dim);
         const char *k = b->k + t * b->dim;
         if (b->n_tokens - t < 16)
             k = memcpy(rows->tail, k, (b->n_tokens - t) * b->dim);
+        const char *ahead = b->next_k != NULL ? b->next_k + t * b->dim : NULL;
         __m512 scale = _mm512_maskz_loadu_ps(nkv_mask_below(b->n_tokens - t), b->k_scale + t);
-        score_tile(n_rows, k, b->dim, scale, rows, t);
+        score_tile(n_rows, k, b->dim, scale, rows, t, ahead);
     }
 }
 
@@ -203,26 +200,25 @@ NKV_INLINE void split_weights(int n_rows, const struct block *b, struct rows *ro
     }
 }
 
-/* Sixty-four dimensions of four tokens to 4 x 16 groups of four bytes, one group a dimension. */
-NKV_INLINE void mix4(const __m512i v[4], __m512i out[4])
+/* Thirty-two dimensions, or those of them below dim. */
+NKV_INLINE __m256i load32(bool whole, const char *row, size_t d, size_t dim)
 {
-    __m512i a = _mm512_unpacklo_epi8(v[0], v[1]), b = _mm512_unpackhi_epi8(v[0], v[1]);
-    __m512i c = _mm512_unpacklo_epi8(v[2], v[3]), d = _mm512_unpackhi_epi8(v[2], v[3]);
-    out[0] = _mm512_unpacklo_epi16(a, c);
-    out[1] = _mm512_unpackhi_epi16(a, c);
-    out[2] = _mm512_unpacklo_epi16(b, d);
-    out[3] = _mm512_unpackhi_epi16(b, d);
+    const char *at = row + d;
+    return whole ? _mm256_loadu_si256((const __m256i *)(const void *)at)
+                 : _mm256_maskz_loadu_epi8((__mmask32)bytes_below(dim - d), at);
 }
 
-/* Undoes mix4's order: x[j] holds, in its group g of four lanes, dimensions 16 g + 4 j .. + 3. */
-NKV_INLINE void sort4(__m512 x[4])
+/* Dimensions of four tokens: in lane l of out[i] the four bytes of dimension 16 i + l. */
+NKV_INLINE void mix(const __m256i row[4], __m512i out[2])
 {
-    __m512 a = _mm512_shuffle_f32x4(x[0], x[1], 0x44), b = _mm512_shuffle_f32x4(x[0], x[1], 0xee);
-    __m512 c = _mm512_shuffle_f32x4(x[2], x[3], 0x44), d = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
-    x[0] = _mm512_shuffle_f32x4(a, c, 0x88);
-    x[1] = _mm512_shuffle_f32x4(a, c, 0xdd);
-    x[2] = _mm512_shuffle_f32x4(b, d, 0x88);
-    x[3] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    const __m512i spread = _mm512_setr_epi32(0, 4, 0, 4, 1, 5, 1, 5, 2, 6, 2, 6, 3, 7, 3, 7);
+    __m512i v[4];
+    NKV_UNROLL
+    for (int i = 0; i < 4; i++)
+        v[i] = _mm512_permutexvar_epi32(spread, _mm512_castsi256_si512(row[i]));
+    __m512i a = _mm512_unpacklo_epi8(v[0], v[1]), b = _mm512_unpacklo_epi8(v[2], v[3]);
+    out[0] = _mm512_unpacklo_epi16(a, b);
+    out[1] = _mm512_unpackhi_epi16(a, b);
 }
 
 NKV_INLINE __m512i weights_of(const struct rows *rows, int part, int r, size_t t)
@@ -232,67 +228,49 @@ NKV_INLINE __m512i weights_of(const struct rows *rows, int part, int r, size_t t
     return _mm512_set1_epi32(w);
 }
 
-/* o = keep * o + weights times V, dimensions d .. d + 63. */
-NKV_INLINE void value_chunk(int n_rows, bool whole, const struct block *b, struct rows *rows, size_t d,
-                            const char *ahead, size_t ahead_bytes)
+/* o = keep * o + weights times V, dimensions d .. d + 31. */
+NKV_INLINE void value_chunk(int n_rows, bool whole, const struct block *b, struct rows *rows, size_t d)
 {
-    __m512i sum[QUAD][4];
+    __m512i sum[2][QUAD][2];
     NKV_UNROLL
     for (int r = 0; r < n_rows; r++)
-        sum[r][0] = sum[r][1] = sum[r][2] = sum[r][3] = _mm512_setzero_si512();
-    const char *row = b->v;
-    for (size_t t = 0; t < b->n_tokens; t += 4, row += 4 * b->dim) {
-        __m512i v[4], *mixed = rows->mixed[t / 4];
+        sum[0][r][0] = sum[0][r][1] = sum[1][r][0] = sum[1][r][1] = _mm512_setzero_si512();
+    const char *v = b->v, *ahead = b->next_v != NULL ? b->next_v + d * b->n_tokens : NULL;
+    for (size_t t = 0; t < b->n_tokens; t += 4, v += 4 * b->dim) {
+        __m256i row[4];
+        __m512i mixed[2];
         if (ahead != NULL)
-            nkv_prefetch(ahead + t * ahead_bytes, 4 * ahead_bytes);
+            nkv_prefetch(ahead + 32 * t, 128);
         if (b->n_tokens - t < 4)
-            row = memcpy(rows->tail, row, (b->n_tokens - t) * b->dim);
+            v = memcpy(rows->tail, v, (b->n_tokens - t) * b->dim);
         NKV_UNROLL
         for (size_t i = 0; i < 4; i++)
-            v[i] = load64(whole, row + i * b->dim, d, b->dim);
-        mix4(v, v);
-        NKV_UNROLL
-        for (int i = 0; i < 4; i++)
-            mixed[i] = v[i];
+            row[i] = load32(whole, v + i * b->dim, d, b->dim);
+        mix(row, mixed);
         NKV_UNROLL
         for (int r = 0; r < n_rows; r++) {
-            __m512i w = weights_of(rows, 0, r, t);
             NKV_UNROLL
-            for (int i = 0; i < 4; i++)
-                sum[r][i] = _mm512_dpbusd_epi32(sum[r][i], w, v[i]);
-        }
-    }
-    NKV_UNROLL
-    for (int r = 0; r < n_rows; r++) {
-        NKV_UNROLL
-        for (int i = 0; i < 4; i++)
-            sum[r][i] = _mm512_slli_epi32(sum[r][i], 8);
-    }
-    for (size_t t = 0; t < b->n_tokens; t += 4) {
-        NKV_UNROLL
-        for (int r = 0; r < n_rows; r++) {
-            __m512i w = weights_of(rows, 1, r, t);
-            NKV_UNROLL
-            for (int i = 0; i < 4; i++)
-                sum[r][i] = _mm512_dpbusd_epi32(sum[r][i], w, rows->mixed[t / 4][i]);
+            for (int part = 0; part < 2; part++) {
+                __m512i w = weights_of(rows, part, r, t);
+                sum[part][r][0] = _mm512_dpbusd_epi32(sum[part][r][0], w, mixed[0]);
+                sum[part][r][1] = _mm512_dpbusd_epi32(sum[part][r][1], w, mixed[1]);
+            }
         }
     }
     NKV_UNROLL
     for (int r = 0; r < n_rows; r++) {
         if (r == rows->n)
             break;
-        __m512 x[4], keep = _mm512_set1_ps(rows->keep[r]), step = _mm512_set1_ps(rows->step[r]);
+        __m512 keep = _mm512_set1_ps(rows->keep[r]), step = _mm512_set1_ps(rows->step[r]);
         NKV_UNROLL
-        for (int i = 0; i < 4; i++)
-            x[i] = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][i]), step);
-        sort4(x);
-        NKV_UNROLL
-        for (size_t i = 0; i < 4; i++) {
+        for (size_t i = 0; i < 2; i++) {
             __mmask16 of = 0xffff;
             if (!whole)
                 of = nkv_mask_below(b->dim > d + 16 * i ? b->dim - d - 16 * i : 0);
             float *o = rows->o[r] + d + 16 * i;
-            _mm512_mask_storeu_ps(o, of, _mm512_fmadd_ps(_mm512_maskz_loadu_ps(of, o), keep, x[i]));
+            __m512i both = _mm512_add_epi32(_mm512_slli_epi32(sum[0][r][i], 8), sum[1][r][i]);
+            __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(both), step);
+            _mm512_mask_storeu_ps(o, of, _mm512_fmadd_ps(_mm512_maskz_loadu_ps(of, o), keep, x));
         }
     }
 }
@@ -303,15 +281,11 @@ NKV_INLINE void fold_block(int n_rows, const struct block *b, struct rows *rows)
     for (int r = 0; r < n_rows; r++)
         nkv_weigh(b->n_tokens, b->v_scale, rows->weight[r], &rows->m[r], &rows->l[r], &rows->keep[r]);
     split_weights(n_rows, b, rows);
-    size_t chunks = (b->dim + 63) / 64, ahead_bytes = (b->dim + chunks - 1) / chunks, d = 0;
-    const char *ahead = b->next_v;
-    for (; d + 64 <= b->dim; d += 64) {
-        value_chunk(n_rows, true, b, rows, d, ahead, ahead_bytes);
-        if (ahead != NULL)
-            ahead += b->n_tokens * ahead_bytes;
-    }
+    size_t d = 0;
+    for (; d + 32 <= b->dim; d += 32)
+        value_chunk(n_rows, true, b, rows, d);
     if (d < b->dim)
-        value_chunk(n_rows, false, b, rows, d, ahead, ahead_bytes);
+        value_chunk(n_rows, false, b, rows, d);
 }
 
 void nkv_avx512x_prepare_q8_0(size_t n_rows, size_t dim, const float *q, void *out)
