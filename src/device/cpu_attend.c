@@ -331,7 +331,7 @@ static int count_tokens(const struct attend *a)
         }
         sum += (uint64_t)n * page_tokens;
     }
-    return (int)(sum / n_lists);
+    return sum / n_lists > INT32_MAX ? INT32_MAX : (int)(sum / n_lists); /* never taken for a failure */
 }
 
 int nkv_cpu_attend(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq)

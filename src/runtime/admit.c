@@ -13,7 +13,7 @@
 
 #include "policy/place.h"
 
-#define MAX_SEQ_TOKENS (1u << 31)
+#define MAX_SEQ_TOKENS 0x7fffffffu /* a completion of ATTEND counts tokens in an int32 */
 
 static uint32_t ceil_div(uint32_t a, uint32_t b)
 {

@@ -253,6 +253,9 @@ static void test_bad_options(void **state)
     so.prefill_budget_tokens = 1;
     check_options(&rig, &so, "a prefill budget of 1 tokens");
     so = small_budget(NKV_MODE_PNM);
+    so.max_tokens = 1u << 31;
+    check_options(&rig, &so, "must be from 1 to 2147483647");
+    so = small_budget(NKV_MODE_PNM);
     so.recent_pages = 0;
     check_options(&rig, &so, "recent from 1 to 255");
     so = small_budget(NKV_MODE_PNM);
