@@ -14,9 +14,12 @@
 #include <sys/stat.h>
 
 #include "cli.h"
+#include "progress.h"
 
 #define PROBE_BYTES 4096u
 #define MAX_DEPTH   32u
+/* Above, memory is looked for before it is asked for: a stream that never ends must not take the machine down. */
+#define CHECKED_BYTES ((size_t)64 << 20)
 
 int text_append(struct text *text, const void *data, size_t bytes)
 {
@@ -28,6 +31,8 @@ int text_append(struct text *text, const void *data, size_t bytes)
 
         while (capacity < need)
             capacity *= 2;
+        if (capacity >= CHECKED_BYTES && cli_check_memory("the text", capacity) != CLI_OK)
+            return CLI_FAILED;
         grown = realloc(text->data, capacity);
         if (!grown)
             return cli_fail("out of memory for %zu bytes of text", capacity);
@@ -57,6 +62,8 @@ static int read_stream(struct text *text, FILE *file, const char *path, size_t m
         size_t room = max_bytes - text->bytes;
 
         n = fread(buffer, 1, room < sizeof buffer ? room : sizeof buffer, file);
+        if (progress_interrupted())
+            return cli_fail("interrupted while reading %s", path);
         if (n == 0)
             break;
         rc = text_append(text, buffer, n);

@@ -17,7 +17,8 @@ struct text {
 int text_append(struct text *text, const void *data, size_t bytes);
 void text_free(struct text *text);
 
-/* Appends a whole file; "-" is the standard input. returns: CLI_OK, CLI_USAGE naming the file and why, CLI_FAILED. */
+/* Appends a whole file; "-" is the standard input. returns: CLI_OK, CLI_USAGE naming the file and why, CLI_FAILED
+ * (memory, Ctrl-C). */
 int text_read(struct text *text, const char *path);
 /*
  * Appends a file, or the text files below a directory in alphabetical order, until text holds max_bytes. Hidden files,

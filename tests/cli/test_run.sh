@@ -84,6 +84,13 @@ assert [a['text'] for a in got['answers']] == ['', '7.', ''] and [a['device'] fo
 assert 'sequence 1 ended' in err and 'sequence 3 ended' in err and 'error' in got['answers'][2], err
 
 # Ctrl-C ends it with a message and exit status 1.
+child = subprocess.Popen([NEARKV, 'run', '-f', '-'], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+child.stdin.write(b'x' * 200000)  # more than a pipe holds: it reads, so Ctrl-C is caught
+child.stdin.flush()
+child.send_signal(signal.SIGINT)
+assert child.wait(timeout=60) == 1
+err = child.stderr.read().decode()
+assert 'interrupted while reading -' in err, err
 haystack(f'{tmp}/long', 400000)
 child = subprocess.Popen([NEARKV, 'run', '-f', f'{tmp}/long', '--prefill', 'dense', '--trace', f'{tmp}/t3'], stderr=subprocess.PIPE, text=True)
 while not os.path.exists(f'{tmp}/t3') and child.poll() is None:
