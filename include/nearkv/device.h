@@ -249,7 +249,7 @@ struct nkv_device_ops {
      * returns: how many. NKV_EINVAL when fewer than min_n are in flight. After a failed completion nkv_last_error()
      * tells what was wrong with (the last of) them. */
     int (*reap)(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n);
-    /* Optional (default: NKV_ENOTSUP). */
+    /* Optional (default: NKV_ENOTSUP); a PNM or compute device of a context needs it: admission asks for free bytes. */
     int (*stat)(struct nkv_device *device, struct nkv_device_stat *stat_out);
     /* Waits for the commands in flight and frees everything. */
     void (*close)(struct nkv_device *device);
