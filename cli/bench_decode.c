@@ -46,7 +46,7 @@ struct bench {
     struct nkv_seq *seqs[MAX_CONTEXTS];
     struct sample *samples; /* [n_ctx][n_steps] */
     float *logits;
-    double gb_per_s;
+    double slice_gb_per_s[BENCH_SLICES], gb_per_s; /* read bandwidth, and the median of the slices */
 };
 
 static const char usage[] =
@@ -63,7 +63,7 @@ static const char usage[] =
     "  --digest KIND      minmax or cuboid-mean (minmax)\n"
     "  --select UNIT      layer or kv-head (layer)\n"
     "  --resident TOKENS  copies per layer on the compute side (the mode's default)\n"
-    "  --steps N          timed steps of each length (20)\n"
+    "  --steps N          timed steps of each length, at least 5 (20)\n"
     "  --threads N        threads (one per CPU)\n"
     "  --json             one JSON object on stdout\n";
 
@@ -144,7 +144,7 @@ static int read_flag(int flag, const char *arg, struct options *o)
     case RESIDENT:
         return cli_u32("--resident", arg, 0, 1u << 28, &o->seq.resident_tokens);
     case STEPS:
-        return cli_u32("--steps", arg, 1, 100000, &o->n_steps);
+        return cli_u32("--steps", arg, BENCH_SLICES, 100000, &o->n_steps);
     case THREADS:
         return cli_u32("--threads", arg, 1, 1024, &o->n_threads);
     case JSON:
@@ -284,20 +284,45 @@ static int step(struct bench *b, uint32_t i, int32_t token, struct sample *sampl
     return CLI_OK;
 }
 
-static int measure(struct bench *b)
+/* The steps of one slice, the lengths in turn, after a look at what the memory gives just now. */
+static int measure_slice(struct bench *b, uint32_t slice)
 {
-    struct sample warm_up;
+    uint32_t begin = slice * b->opt.n_steps / BENCH_SLICES, end = (slice + 1) * b->opt.n_steps / BENCH_SLICES;
 
-    for (uint32_t i = 0; i < b->opt.n_ctx; i++)
-        if (step(b, i, 0, &warm_up) != CLI_OK)
-            return CLI_FAILED;
-    if (nkv_read_bandwidth(BANDWIDTH_BYTES, b->opt.n_threads, 5, &b->gb_per_s) < 0)
+    if (nkv_read_bandwidth(BANDWIDTH_BYTES, b->opt.n_threads, 2, &b->slice_gb_per_s[slice]) < 0)
         return cli_fail("%s", nkv_last_error());
-    for (uint32_t s = 0; s < b->opt.n_steps; s++)
+    for (uint32_t s = begin; s < end; s++)
         for (uint32_t i = 0; i < b->opt.n_ctx; i++)
             if (step(b, i, (int32_t)(s % b->info.n_vocab), &b->samples[(size_t)i * b->opt.n_steps + s]) != CLI_OK)
                 return CLI_FAILED;
     return CLI_OK;
+}
+
+static int measure(struct bench *b)
+{
+    struct sample warm_up;
+    double least;
+
+    for (uint32_t i = 0; i < b->opt.n_ctx; i++)
+        if (step(b, i, 0, &warm_up) != CLI_OK)
+            return CLI_FAILED;
+    for (uint32_t slice = 0; slice < BENCH_SLICES; slice++)
+        if (measure_slice(b, slice) != CLI_OK)
+            return CLI_FAILED;
+    b->gb_per_s = bench_median(b->slice_gb_per_s, BENCH_SLICES, &least);
+    return CLI_OK;
+}
+
+/* Share of the read bandwidth at which a step with dense layers of fc_ms streams the weights (an embedding that is not
+ * also the output matrix is not read). */
+static double weight_stream(const struct bench *b, double fc_ms)
+{
+    static const double element_bytes[NKV_DTYPE_COUNT] = {4, 2, 2, 34.0 / 32};
+    double bytes = (double)b->info.weight_bytes;
+
+    if (!b->info.tied_embeddings)
+        bytes -= (double)b->info.n_vocab * b->info.n_embd * element_bytes[b->opt.weights];
+    return bytes / (fc_ms * 1e6) / b->gb_per_s;
 }
 
 /* Medians of each part over the steps of length i. */
@@ -321,11 +346,11 @@ static int medians(const struct bench *b, uint32_t i, struct sample *out, double
     return CLI_OK;
 }
 
-static json_t *context_json(uint32_t ctx, const struct sample *m, double min_ms, double ratio)
+static json_t *context_json(const struct bench *b, uint32_t ctx, const struct sample *m, double min_ms, double ratio)
 {
-    return json_pack("{s:I, s:{s:f, s:f, s:f, s:f, s:f, s:f}, s:f}", "ctx", (json_int_t)ctx, "ms", "median", m->token,
-                     "min", min_ms, "fc", m->fc, "select", m->select, "attend", m->attend, "rest", m->rest,
-                     "ratio_to_first", ratio);
+    return json_pack("{s:I, s:{s:f, s:f, s:f, s:f, s:f, s:f}, s:f, s:f}", "ctx", (json_int_t)ctx, "ms", "median",
+                     m->token, "min", min_ms, "fc", m->fc, "select", m->select, "attend", m->attend, "rest", m->rest,
+                     "weight_stream_share", weight_stream(b, m->fc), "ratio_to_first", ratio);
 }
 
 static int print(const struct bench *b)
@@ -337,21 +362,21 @@ static int print(const struct bench *b)
     if (!b->opt.json)
         printf("%s, weights %s (%s), KV %s, mode %s, budget %u, page %u, %u threads, kernels %s, read bandwidth %.2f "
                "GB/s\n"
-               "%10s %10s %10s %10s %10s %10s %10s %8s\n",
+               "%10s %10s %10s %10s %10s %10s %10s %8s %8s\n",
                b->opt.shape, nkv_dtype_name(b->opt.weights), cli_bytes(b->info.weight_bytes), nkv_dtype_name(b->opt.kv),
                nkv_mode_name(b->opt.seq.mode), b->opt.seq.budget_tokens, b->opt.page_tokens, b->opt.n_threads,
                nkv_kernels_name(), b->gb_per_s, "tokens", "ms/token", "least", "dense", "select", "attend", "rest",
-               "ratio");
+               "weights", "ratio");
     for (uint32_t i = 0; i < b->opt.n_ctx; i++) {
         if (medians(b, i, &m, &min_ms) != CLI_OK)
             return CLI_FAILED;
         if (i == 0)
             first = m;
         if (b->opt.json)
-            json_array_append_new(rows, context_json(b->opt.ctx_tokens[i], &m, min_ms, m.token / first.token));
+            json_array_append_new(rows, context_json(b, b->opt.ctx_tokens[i], &m, min_ms, m.token / first.token));
         else
-            printf("%10u %10.2f %10.2f %10.2f %10.2f %10.2f %10.2f %8.2f\n", b->opt.ctx_tokens[i], m.token, min_ms,
-                   m.fc, m.select, m.attend, m.rest, m.token / first.token);
+            printf("%10u %10.2f %10.2f %10.2f %10.2f %10.2f %10.2f %6.0f %% %8.2f\n", b->opt.ctx_tokens[i], m.token,
+                   min_ms, m.fc, m.select, m.attend, m.rest, 100 * weight_stream(b, m.fc), m.token / first.token);
     }
     if (!b->opt.json) {
         json_decref(rows);
