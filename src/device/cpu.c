@@ -83,7 +83,7 @@ static void *leader_main(void *arg)
     struct nkv_cpu *cpu = arg;
     struct nkv_cmd cmd;
 
-    nkv_cpu_bind_thread(cpu->binding);
+    nkv_cpu_bind_thread(cpu->binding, 0, cpu->n_threads);
     while (nkv_cpu_queue_next(cpu->queue, &cmd)) {
         struct nkv_cqe cqe = {.user_data = cmd.user_data, .start_ns = nkv_now_ns()};
 
@@ -209,8 +209,9 @@ static int parse_spec(const char *args, const struct nkv_device_config *config, 
 
 static void bind_worker(void *arg, uint32_t rank)
 {
-    (void)rank;
-    nkv_cpu_bind_thread(arg);
+    const struct nkv_cpu *cpu = arg;
+
+    nkv_cpu_bind_thread(cpu->binding, rank, cpu->n_threads);
 }
 
 static int open_parts(struct nkv_cpu *cpu, const struct spec *spec)
@@ -227,7 +228,7 @@ static int open_parts(struct nkv_cpu *cpu, const struct spec *spec)
     nkv_cpu_bind_memory(cpu->binding, memory, bytes);
     TRY(nkv_cpu_scratch_open(cpu));
     TRY(nkv_alloc(1, sizeof *cpu->queue, &cpu->queue));
-    TRY(nkv_team_open(cpu->n_threads, bind_worker, cpu->binding, &cpu->team));
+    TRY(nkv_team_open(cpu->n_threads, bind_worker, cpu, &cpu->team));
     publish(cpu);
     if (pthread_create(&cpu->leader, NULL, leader_main, cpu))
         FAIL(NKV_ENOMEM, "cannot start the device's leader thread");

@@ -124,8 +124,12 @@ void nkv_cpu_tasks(struct nkv_cpu *cpu, uint64_t bytes, uint32_t n_tasks, nkv_ta
  */
 int nkv_cpu_binding_open(int node, struct nkv_cpu_binding **binding_out, uint32_t *n_cpus_out);
 void nkv_cpu_binding_close(struct nkv_cpu_binding *binding);
-/* Hints: where the system refuses, everything works, slower. NULL is allowed. */
-void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding);
+/*
+ * Hints: where the system refuses, everything works, slower. Binds the calling thread, rank of n_threads; without a
+ * binding (NULL) to a CPU of its own if there is one for each of n_threads, else not at all.
+ */
+void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding, uint32_t rank, uint32_t n_threads);
+/* NULL is allowed. */
 void nkv_cpu_bind_memory(const struct nkv_cpu_binding *binding, void *base, size_t bytes);
 /* Bytes that this process could still use: free memory of the system and of its cgroups. */
 uint64_t nkv_cpu_available_bytes(void);

@@ -5,12 +5,15 @@
  * calls local to it; a device without a node on such a machine spreads its memory over all nodes and lets threads run
  * anywhere. The topology is read only when it matters, as reading it takes longer than opening the device.
  *
+ * On one node a team with a thread for every CPU gives each its own (base/affinity.h).
+ *
  * Also how much memory is free: the least of the system's and of the cgroups' that this process is in.
  */
 #include <hwloc.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/affinity.h"
 #include "device/cpu.h"
 
 struct nkv_cpu_binding {
@@ -102,9 +105,11 @@ void nkv_cpu_binding_close(struct nkv_cpu_binding *binding)
     nkv_free(binding);
 }
 
-void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding)
+void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding, uint32_t rank, uint32_t n_threads)
 {
-    if (binding && binding->cpus)
+    if (!binding)
+        nkv_affinity_pin(rank, n_threads, NULL);
+    else if (binding->cpus)
         (void)hwloc_set_cpubind(binding->topology, binding->cpus, HWLOC_CPUBIND_THREAD);
 }
 
