@@ -18,7 +18,8 @@ demo: all
 check:
 	@tools/check.sh
 
-bench: all
+bench:
+	@$(MAKE) --no-print-directory all >&2
 	@tools/bench.sh
 
 fmt:
