@@ -4,6 +4,7 @@
 #ifndef NKV_CLI_BENCH_H
 #define NKV_CLI_BENCH_H
 
+#include <getopt.h>
 #include <nearkv/nearkv.h>
 
 #define BENCH_SLICES 5 /* the bandwidth is measured before each slice of the steps */
@@ -38,5 +39,12 @@ int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_so
 
 /* Sorts the n values and returns their median; *min_out is the least. */
 double bench_median(double *values, uint32_t n, double *min_out);
+
+/*
+ * Reads long options: read_flag takes each but `help`, which prints usage. returns: CLI_OK, CLI_USAGE after a message,
+ * or -1: help was printed.
+ */
+int bench_read_options(int argc, char **argv, const char *usage, const struct option *options, int help,
+                       int (*read_flag)(int flag, const char *arg, void *read_arg), void *read_arg);
 
 #endif

@@ -6,7 +6,6 @@
  */
 #include "bench.h"
 
-#include <getopt.h>
 #include <jansson.h>
 #include <nearkv/device.h>
 #include <stdio.h>
@@ -77,8 +76,9 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
-static int read_flag(int flag, const char *arg, struct options *o)
+static int read_flag(int flag, const char *arg, void *read_arg)
 {
+    struct options *o = read_arg;
     struct nkv_kv_shape *shape = &o->shape;
     int status = 0;
 
@@ -126,19 +126,10 @@ static int read_flag(int flag, const char *arg, struct options *o)
 /* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
 static int read_options(int argc, char **argv, struct options *o)
 {
-    int flag, rc;
+    int rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, o);
 
-    while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        if (flag == HELP) {
-            fputs(usage, stdout);
-            return -1;
-        }
-        rc = read_flag(flag, optarg, o);
-        if (rc != CLI_OK)
-            return rc;
-    }
-    if (optind < argc)
-        return cli_usage("bench attend: unexpected argument '%s'", argv[optind]);
+    if (rc != CLI_OK)
+        return rc;
     return nkv_kv_shape_check(&o->shape) < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 

@@ -7,7 +7,6 @@
 #define _GNU_SOURCE
 #include "bench.h"
 
-#include <getopt.h>
 #include <jansson.h>
 #include <nearkv/model.h>
 #include <stdio.h>
@@ -129,8 +128,9 @@ static int read_name(int flag, const char *arg, struct options *o)
     return status < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 
-static int read_flag(int flag, const char *arg, struct options *o)
+static int read_flag(int flag, const char *arg, void *read_arg)
 {
+    struct options *o = read_arg;
     switch (flag) {
     case SHAPE:
         o->shape = arg;
@@ -153,23 +153,6 @@ static int read_flag(int flag, const char *arg, struct options *o)
     default:
         return read_name(flag, arg, o);
     }
-}
-
-/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
-static int read_options(int argc, char **argv, struct options *o)
-{
-    int flag, rc;
-
-    while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        if (flag == HELP) {
-            fputs(usage, stdout);
-            return -1;
-        }
-        rc = read_flag(flag, optarg, o);
-        if (rc != CLI_OK)
-            return rc;
-    }
-    return optind < argc ? cli_usage("bench decode: unexpected argument '%s'", argv[optind]) : CLI_OK;
 }
 
 /* Capacity that the sequences of all lengths need on the device and on the compute side. */
@@ -404,7 +387,7 @@ int bench_decode_main(int argc, char **argv)
     int rc;
 
     nkv_seq_options_init(&b.opt.seq);
-    rc = read_options(argc, argv, &b.opt);
+    rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, &b.opt);
     if (rc == CLI_OK)
         rc = bench_open(&b);
     if (rc == CLI_OK)

@@ -5,7 +5,6 @@
  */
 #include "bench.h"
 
-#include <getopt.h>
 #include <jansson.h>
 #include <nearkv/model.h>
 #include <stdio.h>
@@ -67,8 +66,9 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
-static int read_flag(int flag, const char *arg, struct options *o)
+static int read_flag(int flag, const char *arg, void *read_arg)
 {
+    struct options *o = read_arg;
     int status = 0;
 
     switch (flag) {
@@ -101,23 +101,6 @@ static int read_flag(int flag, const char *arg, struct options *o)
         return cli_usage("see nearkv bench prefill --help for the options");
     }
     return status < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
-}
-
-/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
-static int read_options(int argc, char **argv, struct options *o)
-{
-    int flag, rc;
-
-    while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        if (flag == HELP) {
-            fputs(usage, stdout);
-            return -1;
-        }
-        rc = read_flag(flag, optarg, o);
-        if (rc != CLI_OK)
-            return rc;
-    }
-    return optind < argc ? cli_usage("bench prefill: unexpected argument '%s'", argv[optind]) : CLI_OK;
 }
 
 static int bench_open(struct bench *b)
@@ -239,7 +222,7 @@ int bench_prefill_main(int argc, char **argv)
     int rc;
 
     nkv_seq_options_init(&b.opt.seq);
-    rc = read_options(argc, argv, &b.opt);
+    rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, &b.opt);
     if (rc == CLI_OK)
         rc = bench_open(&b);
     if (rc == CLI_OK)

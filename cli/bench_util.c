@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "cli.h"
 #include "text.h"
 
 #define POOL_FLOATS (1u << 20)
@@ -135,4 +136,21 @@ double bench_median(double *values, uint32_t n, double *min_out)
     qsort(values, n, sizeof *values, compare);
     *min_out = values[0];
     return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+int bench_read_options(int argc, char **argv, const char *usage, const struct option *options, int help,
+                       int (*read_flag)(int flag, const char *arg, void *read_arg), void *read_arg)
+{
+    int flag, rc;
+
+    while ((flag = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        if (flag == help) {
+            fputs(usage, stdout);
+            return -1;
+        }
+        rc = read_flag(flag, optarg, read_arg);
+        if (rc != CLI_OK)
+            return rc;
+    }
+    return optind < argc ? cli_usage("unexpected argument '%s': see --help", argv[optind]) : CLI_OK;
 }

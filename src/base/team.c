@@ -10,16 +10,13 @@
 #define _GNU_SOURCE
 #include "base/team.h"
 
-#include <limits.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "base/clock.h"
+#include "base/futex.h"
 #include "base/mem.h"
 
 #define SPIN_NS     20000u
@@ -44,34 +41,15 @@ struct nkv_team {
     struct worker *workers; /* ranks 1..n_threads-1 */
 };
 
-static void futex_wait(_Atomic uint32_t *word, uint32_t value)
-{
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
-}
-
-static void futex_wake_all(_Atomic uint32_t *word)
-{
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-}
-
-static void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#else
-    atomic_signal_fence(memory_order_seq_cst);
-#endif
-}
-
 /* Returns once *word != value. */
 static void wait_change(_Atomic uint32_t *word, uint32_t value)
 {
     uint64_t deadline_ns = nkv_now_ns() + SPIN_NS;
 
     for (uint32_t i = 0; atomic_load_explicit(word, memory_order_acquire) == value; i++) {
-        relax();
+        nkv_spin_pause();
         if (i % 64 == 63 && nkv_now_ns() > deadline_ns)
-            futex_wait(word, value);
+            nkv_futex_wait(word, value);
     }
 }
 
@@ -90,14 +68,14 @@ static void *worker_main(void *arg)
             return NULL;
         team->fn(team->arg, w->rank, team->n_threads);
         if (atomic_fetch_sub_explicit(&team->busy, 1, memory_order_acq_rel) == 1)
-            futex_wake_all(&team->busy);
+            nkv_futex_wake(&team->busy);
     }
 }
 
 static void publish(struct nkv_team *team)
 {
     atomic_fetch_add_explicit(&team->generation, 1, memory_order_acq_rel);
-    futex_wake_all(&team->generation);
+    nkv_futex_wake(&team->generation);
 }
 
 void nkv_team_run(struct nkv_team *team, nkv_team_fn fn, void *arg)

@@ -12,37 +12,15 @@
 #define _GNU_SOURCE
 #include "device/cpu_queue.h"
 
-#include <limits.h>
 #include <sched.h>
-#include <linux/futex.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "base/clock.h"
+#include "base/futex.h"
 
 #define LEADER_SPIN_NS 20000u
 #define CLIENT_SPIN_NS 4000u
 #define MASK           (NKV_CPU_QUEUE_ENTRIES - 1)
-
-static void futex_wait(_Atomic uint32_t *word, uint32_t value)
-{
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
-}
-
-static void futex_wake(_Atomic uint32_t *word)
-{
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-}
-
-static void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#else
-    atomic_signal_fence(memory_order_seq_cst);
-#endif
-}
 
 /* Spins while *word - base < distance (modulo 2^32). returns: whether it still is. */
 static bool spin(_Atomic uint32_t *word, uint32_t base, uint32_t distance, uint64_t spin_ns)
@@ -55,7 +33,7 @@ static bool spin(_Atomic uint32_t *word, uint32_t base, uint32_t distance, uint6
                 return true;
             sched_yield();
         }
-        relax();
+        nkv_spin_pause();
     }
     return false;
 }
@@ -72,7 +50,7 @@ int nkv_cpu_queue_submit(struct nkv_cpu_queue *queue, const struct nkv_cmd *cmds
     atomic_store_explicit(&queue->submitted, at + n, memory_order_release);
     atomic_fetch_add(&queue->doorbell, 1);
     if (atomic_load(&queue->leader_sleeps))
-        futex_wake(&queue->doorbell);
+        nkv_futex_wake(&queue->doorbell);
     return 0;
 }
 
@@ -90,7 +68,7 @@ static void wait_completions(struct nkv_cpu_queue *queue, uint32_t n)
     atomic_store(&queue->wanted, queue->reaped + n);
     atomic_store(&queue->client_sleeps, 1);
     while ((seen = atomic_load(&queue->completed)) - queue->reaped < n)
-        futex_wait(&queue->completed, seen);
+        nkv_futex_wait(&queue->completed, seen);
     atomic_store(&queue->client_sleeps, 0);
 }
 
@@ -117,7 +95,7 @@ void nkv_cpu_queue_stop(struct nkv_cpu_queue *queue)
 {
     atomic_store(&queue->stop, 1);
     atomic_fetch_add(&queue->doorbell, 1);
-    futex_wake(&queue->doorbell);
+    nkv_futex_wake(&queue->doorbell);
 }
 
 static void wait_doorbell(struct nkv_cpu_queue *queue, uint32_t seen)
@@ -126,7 +104,7 @@ static void wait_doorbell(struct nkv_cpu_queue *queue, uint32_t seen)
         return;
     atomic_store(&queue->leader_sleeps, 1);
     if (atomic_load(&queue->doorbell) == seen)
-        futex_wait(&queue->doorbell, seen);
+        nkv_futex_wait(&queue->doorbell, seen);
     atomic_store(&queue->leader_sleeps, 0);
 }
 
@@ -156,5 +134,5 @@ void nkv_cpu_queue_complete(struct nkv_cpu_queue *queue, const struct nkv_cqe *c
     }
     atomic_store(&queue->completed, at + 1);
     if (atomic_load(&queue->client_sleeps) && (int32_t)(at + 1 - atomic_load(&queue->wanted)) >= 0)
-        futex_wake(&queue->completed);
+        nkv_futex_wake(&queue->completed);
 }
