@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * base/affinity.h: a CPU of its own for each thread of a team that has one thread per CPU. Left alone, the scheduler
- * now and then wakes two of them on one CPU, and a millisecond's job takes two. A smaller team stays free: another
- * device or process may want the CPU that it would choose.
+ * base/affinity.h: a CPU of its own for each thread of a team that has one thread per CPU. It measured a little faster
+ * and steadier (bench attend, pnm); that the scheduler had put two threads on one CPU is our guess, not traced. A
+ * smaller team stays free: another device or process may want the CPU that it would choose.
  */
 #ifndef NKV_BASE_AFFINITY_H
 #define NKV_BASE_AFFINITY_H
