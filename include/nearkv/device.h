@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define NKV_DEVICE_ABI 1u
+#define NKV_DEVICE_ABI 2u
 
 /*
  * Notation: H = n_heads, KVH = n_kv_heads, D = head_dim, P = page_tokens, T = cmd.n_tokens. Numbers in the window are
@@ -39,7 +39,8 @@ enum nkv_op {
      * Opens sequence `seq` (an id of the host's choice, not in use) for at most T tokens and reserves its memory, so
      * that no later APPEND runs out of it. At most one flag: NKV_NO_DIGEST (pages only); NKV_NO_PAGES (digests, and of
      * the pages, in each layer, only that of the newest token); NKV_SLOTS (T/P page slots in no order, zero at first,
-     * filled by WRITE; T a multiple of P; no digests). NKV_ENOSPC: no room.
+     * filled by WRITE; T a multiple of P; no digests). res: tokens per layer that it holds already, at most T: 0,
+     * unless the device kept the sequence from before. NKV_ENOSPC: no room.
      */
     NKV_OP_SEQ_OPEN = 1,
     NKV_OP_SEQ_CLOSE = 2, /* frees all that seq holds */
@@ -100,8 +101,9 @@ enum nkv_op {
      * res: as READ.
      */
     NKV_OP_WRITE = 9,
-    /* FC work: in_offset FLOPs over out_offset bytes of weights and activations. Real devices complete it at once;
-       simulated ones charge its time. */
+    /* FC work for T rows (tokens of the batch): in_offset FLOPs over out_offset bytes of weights; arg sums
+       (all-reduces) of list_offset bytes each between the parts of a compute side that has several. Real devices
+       complete it at once; simulated ones charge its time. */
     NKV_OP_COMPUTE = 10,
     NKV_OP_COUNT = 11,
 };
@@ -253,6 +255,10 @@ struct nkv_device_ops {
     int (*stat)(struct nkv_device *device, struct nkv_device_stat *stat_out);
     /* Waits for the commands in flight and frees everything. */
     void (*close)(struct nkv_device *device);
+    /* Optional (default: the host copies): brings `bytes` bytes at `from`, in another device's window, to `offset` of
+     * this device's window, for a device that has a better way (DMA), or none to go (it keeps no data). No command in
+     * flight uses either range. */
+    int (*copy)(struct nkv_device *device, uint64_t offset, const void *from, uint64_t bytes);
 };
 
 /* Every backend's device begins with this. */

@@ -172,6 +172,20 @@ NKV_API int nkv_attend_end(struct nkv_ticket *ticket);
 /* After the last layer: commits the new tokens of every item's sequence. */
 NKV_API int nkv_step_end(struct nkv_context *context, const struct nkv_attend_item *items, uint32_t n_items);
 
+/*
+ * Work of the dense layers (FC) between two attend calls, for whoever charges time for it: the compute device is told
+ * and waited for. A real one completes it at once, because the caller does the work itself.
+ */
+struct nkv_fc_work {
+    uint32_t n_rows; /* tokens of the batch */
+    uint64_t flops;
+    uint64_t bytes;  /* of weights read */
+    uint32_t n_sums; /* all-reduces between the parts of a compute side that has several */
+    uint64_t sum_bytes;
+};
+/* blocks. returns: 0; NKV_EINVAL: the context has no compute device; a device's error. */
+NKV_API int nkv_fc(struct nkv_context *context, const struct nkv_fc_work *work);
+
 /* ---- Statistics
  * ----------------------------------------------------------------------------------------------------------------- */
 

@@ -5,6 +5,8 @@
  */
 #include "device/wrap.h"
 
+#include <string.h>
+
 #include "base/status.h"
 
 void nkv_wrap_init(struct nkv_wrap *wrap, const struct nkv_device_ops *ops, struct nkv_device *inner)
@@ -83,4 +85,14 @@ int nkv_wrap_stat(struct nkv_device *device, struct nkv_device_stat *stat_out)
     if (!inner->ops->stat)
         FAIL(NKV_ENOTSUP, "device '%s' keeps no statistics", inner->ops->backend);
     return inner->ops->stat(inner, stat_out);
+}
+
+int nkv_wrap_copy(struct nkv_device *device, uint64_t offset, const void *from, uint64_t bytes)
+{
+    struct nkv_wrap *wrap = wrap_of(device);
+
+    if (wrap->inner->ops->copy)
+        return wrap->inner->ops->copy(wrap->inner, offset, from, bytes);
+    memcpy(wrap->window + offset, from, bytes);
+    return 0;
 }

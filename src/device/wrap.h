@@ -34,5 +34,6 @@ uint32_t nkv_wrap_finish(struct nkv_wrap *wrap, struct nkv_cqe *cqe);
 int nkv_wrap_caps(struct nkv_device *device, struct nkv_device_caps *caps_out);
 int nkv_wrap_map(struct nkv_device *device, uint64_t bytes, void **window_out);
 int nkv_wrap_stat(struct nkv_device *device, struct nkv_device_stat *stat_out);
+int nkv_wrap_copy(struct nkv_device *device, uint64_t offset, const void *from, uint64_t bytes);
 
 #endif

@@ -82,6 +82,7 @@ static const struct nkv_device_ops fault_ops = {
     .reap = fault_reap,
     .stat = nkv_wrap_stat,
     .close = fault_close,
+    .copy = nkv_wrap_copy,
 };
 
 static int parse(const char *args, uint32_t *op_out, uint64_t *n_out)

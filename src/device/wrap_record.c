@@ -163,6 +163,7 @@ static const struct nkv_device_ops record_ops = {
     .reap = record_reap,
     .stat = nkv_wrap_stat,
     .close = record_close,
+    .copy = nkv_wrap_copy,
 };
 
 static void put_header(FILE *file, const char *backend, const struct nkv_kv_shape *shape)

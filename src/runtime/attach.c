@@ -14,7 +14,7 @@
 struct move {
     struct nkv_context *context;
     struct nkv_seq *seq;
-    uint8_t *from, *to;
+    const uint8_t *from;
     uint64_t home_base, compute_base;
 };
 
@@ -28,7 +28,7 @@ static int move(const struct move *m, struct nkv_cmd *read, struct nkv_cmd *writ
     write->seq = m->seq->mirror_id;
     write->in_offset = m->compute_base;
     TRY(port_control(m->context, m->seq->home, read));
-    memcpy(m->to, m->from, bytes);
+    TRY(port_copy(m->context->compute, m->compute_base, m->from, bytes));
     TRY(port_control(m->context, m->context->compute, write));
     m->seq->stats.from_device_bytes += bytes;
     return 0;
@@ -59,8 +59,8 @@ static int move_open_page(const struct move *m, uint32_t layer, uint32_t page, u
                             .n_tokens = n_tokens,
                             .list_offset = m->compute_base + nkv_align64(bytes)};
 
-    memcpy(m->from + nkv_align64(bytes), list, sizeof list);
-    memcpy(m->to + nkv_align64(bytes), list, sizeof list);
+    memcpy(m->seq->home->window + read.list_offset, list, sizeof list);
+    memcpy(m->context->compute->window + write.list_offset, list, sizeof list);
     return move(m, &read, &write, bytes);
 }
 
@@ -68,12 +68,11 @@ int mirror_attach(struct nkv_context *context, struct nkv_ticket *lane, struct n
 {
     uint32_t page_tokens = context->shape.page_tokens, end = seq->length / page_tokens;
     uint32_t begin = seq->mirror_tokens / page_tokens, n_open = seq->length % page_tokens;
-    struct move m = {
-        context, seq, NULL, NULL, lane->index * seq->home->lane_bytes, lane->index * context->compute->lane_bytes};
+    struct move m = {context, seq, NULL, lane->index * seq->home->lane_bytes,
+                     lane->index * context->compute->lane_bytes};
     struct nkv_cmd cut = {.op = NKV_OP_SEQ_TRUNCATE, .seq = seq->mirror_id, .pos = begin * page_tokens};
 
     m.from = seq->home->window + m.home_base;
-    m.to = context->compute->window + m.compute_base;
     seq->mirror_stale = true;
     TRY(port_control(context, context->compute, &cut));
     for (uint32_t layer = 0; layer < context->shape.n_layers; layer++) {

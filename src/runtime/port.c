@@ -117,6 +117,14 @@ void port_reap(struct nkv_context *context, struct port *port, uint32_t min_n)
     }
 }
 
+int port_copy(const struct port *port, uint64_t offset, const void *from, uint64_t bytes)
+{
+    if (port->device->ops->copy)
+        return port->device->ops->copy(port->device, offset, from, bytes);
+    memcpy(port->window + offset, from, bytes);
+    return 0;
+}
+
 int port_control(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd)
 {
     struct nkv_cmd copy = *cmd;

@@ -284,12 +284,17 @@ void work_after_read(struct nkv_ticket *lane, uint32_t index)
     const struct nkv_seq *seq = work->seq;
     uint64_t bytes =
         work->n_recalled * nkv_page_bytes(&lane->context->shape, lane->context->shape.n_kv_heads / seq->n_units);
-    int32_t attend = work->last[ROLE_ATTEND_SLOTS];
+    int32_t attend = work->last[ROLE_ATTEND_SLOTS], write = work->last[ROLE_WRITE];
+    int status = port_copy(lane->context->compute, work->compute_base + work->compute.pages,
+                           seq->home->window + work->home_base + work->home.pages, bytes);
 
-    memcpy(lane->context->compute->window + work->compute_base + work->compute.pages,
-           seq->home->window + work->home_base + work->home.pages, bytes);
+    if (status < 0) {
+        work_fail(lane, index, (uint32_t)write, status, "cannot copy recalled pages to the compute device: %s",
+                  nkv_last_error());
+        return;
+    }
     work->stage = STAGE_FINAL;
-    plan_submit(lane, work->last[ROLE_WRITE]);
+    plan_submit(lane, write);
     if (work->waiting[ROLE_ATTEND_SLOTS] > 0)
         plan_submit(lane, attend);
 }

@@ -186,6 +186,8 @@ void port_flush(struct nkv_context *context, struct port *port);
 void port_reap(struct nkv_context *context, struct port *port, uint32_t min_n);
 /* Runs one command to its end, beside whatever else is in flight. returns: its result, with a message on failure. */
 int port_control(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd);
+/* Copies bytes from another port's window to `offset` of this one's, by the device's own means if it has some. */
+int port_copy(const struct port *port, uint64_t offset, const void *from, uint64_t bytes);
 const char *op_name(uint8_t op);
 
 /* ---- admit.c ---- */

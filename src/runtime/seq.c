@@ -69,12 +69,27 @@ static uint32_t free_id(struct nkv_context *context)
     return context->next_id;
 }
 
+/* returns: tokens that the device kept from before. */
 static int open_on(struct nkv_context *context, struct port *port, uint32_t n_tokens, uint16_t flags, uint32_t *id_out)
 {
     struct nkv_cmd cmd = {.op = NKV_OP_SEQ_OPEN, .seq = free_id(context), .flags = flags, .n_tokens = n_tokens};
+    int n_kept = port_control(context, port, &cmd);
 
-    TRY(port_control(context, port, &cmd));
+    TRY(n_kept);
     *id_out = context->next_id++;
+    if ((uint32_t)n_kept > n_tokens)
+        FAIL(NKV_EDEVICE, "device %u (%s) says that a sequence of at most %u tokens holds %d", port->index,
+             port->caps.name, n_tokens, n_kept);
+    return n_kept;
+}
+
+static int open_new(struct nkv_seq *seq)
+{
+    uint16_t flags = seq_has_digests(seq) ? 0 : NKV_NO_DIGEST;
+    int n_kept = open_on(seq->context, seq->home, seq->options.max_tokens, flags, &seq->id);
+
+    TRY(n_kept);
+    seq->length = (uint32_t)n_kept;
     return 0;
 }
 
@@ -113,7 +128,7 @@ static int open_home(struct nkv_seq *seq, const struct nkv_seq *parent, uint32_t
     struct nkv_cmd cmd = {.op = NKV_OP_SEQ_FORK, .seq = free_id(context), .n_tokens = seq->options.max_tokens};
 
     if (!parent)
-        return open_on(context, seq->home, seq->options.max_tokens, seq_has_digests(seq) ? 0 : NKV_NO_DIGEST, &seq->id);
+        return open_new(seq);
     cmd.arg = parent->id;
     cmd.pos = n_tokens;
     TRY(port_control(context, seq->home, &cmd));

@@ -60,7 +60,14 @@ static void slow_close(struct nkv_device *device)
 }
 
 static const struct nkv_device_ops slow_ops = {
-    NKV_DEVICE_ABI, "slow", slow_caps, slow_map, slow_submit, slow_reap, slow_stat, slow_close,
+    .abi = NKV_DEVICE_ABI,
+    .backend = "slow",
+    .caps = slow_caps,
+    .map = slow_map,
+    .submit = slow_submit,
+    .reap = slow_reap,
+    .stat = slow_stat,
+    .close = slow_close,
 };
 
 /* n_tokens of every sequence, as many sequences per call as the context takes. */
