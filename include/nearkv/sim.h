@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * nearkv/sim.h: what hardware that does not exist yet would give.
+ *
+ * The mental model. A *machine* is a set of numbers with sources (a YAML file, or a built-in name). A *configuration*
+ * puts a model, a context and a batch on some of its GPUs and PNM devices. nkv_sim_run() opens a real context
+ * (nearkv.h) on simulated devices and decodes a few steps in virtual time: admission, placement, the plan of each step,
+ * Steady-Select and ArkVale's recall are the code that real runs use; only the devices' times and the pages' scores are
+ * modelled. docs/simulator.md has every formula.
+ *
+ * Determinism: the same configuration and seed give the same report, whatever else runs. Threads: a machine is constant
+ * while runs use it; runs are independent.
+ */
+#ifndef NEARKV_SIM_H
+#define NEARKV_SIM_H
+
+#include <nearkv/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Machines ---- */
+
+struct nkv_sim_machine;
+
+/*
+ * Opens a machine: the name of a built-in one ("paper-server"), or the path of a YAML file.
+ * returns: 0; NKV_ENOENT with the built-in names; NKV_EIO; NKV_EFORMAT naming file, line, key and the allowed range.
+ */
+NKV_API int nkv_sim_machine_open(const char *name_or_path, struct nkv_sim_machine **machine_out);
+NKV_API int nkv_sim_machine_copy(const struct nkv_sim_machine *machine, struct nkv_sim_machine **copy_out);
+/* NULL is allowed. */
+NKV_API void nkv_sim_machine_close(struct nkv_sim_machine *machine);
+/* "gpu.memory_bandwidth=2 TB/s". returns: NKV_ENOENT or NKV_EINVAL with what is allowed. */
+NKV_API int nkv_sim_machine_set(struct nkv_sim_machine *machine, const char *assignment);
+NKV_API const char *nkv_sim_machine_name(const struct nkv_sim_machine *machine);
+/* The i-th built-in machine's name; NULL after the last. */
+NKV_API const char *nkv_sim_machine_builtin(uint32_t i);
+
+struct nkv_sim_number {
+    const char *key, *what, *unit, *source;
+    double value; /* in `unit`, a base unit ("B/s") */
+};
+/* The i-th number. returns: 0, or NKV_ENOENT after the last. */
+NKV_API int nkv_sim_machine_number(const struct nkv_sim_machine *machine, uint32_t i,
+                                   struct nkv_sim_number *number_out);
+
+/* ---- Models ---- */
+
+struct nkv_sim_model {
+    char name[64];
+    uint32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab;
+    bool tied; /* output weights are the embedding's */
+};
+/* A built-in shape ("llama-3.1-70b") or a YAML file with the fields above. returns: as nkv_sim_machine_open. */
+NKV_API int nkv_sim_model_open(const char *name_or_path, struct nkv_sim_model *model_out);
+NKV_API const char *nkv_sim_model_builtin(uint32_t i);
+/* Parameters of the dense layers, all of them (embedding left out, output weights counted). */
+NKV_API uint64_t nkv_sim_model_parameters(const struct nkv_sim_model *model);
+
+/* ---- Runs ---- */
+
+/* Page scores (docs/simulator.md, "Locality"): standard deviations and correlation of log scores. */
+struct nkv_sim_locality {
+    double drift;       /* share of the variance that wanders, 0..1; the rest is a page's lasting popularity */
+    double correlation; /* of the wandering part from one step to the next */
+};
+
+struct nkv_sim_config {
+    uint32_t size; /* sizeof(struct nkv_sim_config) */
+    const struct nkv_sim_machine *machine;
+    struct nkv_sim_model model;
+    enum nkv_mode mode;
+    uint32_t context_tokens; /* of every request */
+    uint32_t n_gpus, n_pnm;  /* n_pnm 0: pages live in the GPUs' memory, modes full and pnm */
+    uint32_t tp;     /* GPUs of a tensor-parallel group; 0: all, at most a node's; the groups are pipeline stages */
+    uint32_t batch;  /* 0: as many as admission takes */
+    char budget[64]; /* tokens, or a rule: "context/4", "0.3*context", "4096" */
+    double steady;   /* png: share of the budget kept on the GPUs; NAN: GPUs/(GPUs+PNM); -1: the best modelled one */
+    uint32_t page_tokens; /* default 32 */
+    enum nkv_granularity granularity;
+    bool same_step_recall;  /* png: as the paper */
+    uint32_t micro_batches; /* 1, or 2: FC of one under the attention of the other */
+    uint32_t digest_levels; /* 1, or 2: a digest over 16 pages first */
+    double weight_bytes;    /* per parameter: 2; 1 also doubles the GPUs' rate (fp8) */
+    uint32_t n_steps;       /* measured; default 4 */
+    uint32_t n_layers;      /* simulated, the rest scaled; default 4 */
+    uint32_t n_streams;     /* sequences per layer that have page scores of their own; default 4 */
+    uint64_t seed;
+    struct nkv_sim_locality locality;
+    const char *trace;    /* page scores from a recorded trace (nkv run --trace); NULL: from the locality model */
+    const char *timeline; /* a Chrome trace file is written there; NULL: none */
+    bool full_activity;   /* activity account with every static term */
+};
+/* Defaults: mode pnm, budget "context/4", the calibrated locality, seed 1. */
+NKV_API void nkv_sim_config_init(struct nkv_sim_config *config);
+
+/* Parts of a step: what its critical path went through. */
+enum nkv_sim_part {
+    NKV_SIM_FC,
+    NKV_SIM_ALLREDUCE,
+    NKV_SIM_SCORE,
+    NKV_SIM_TOPK,
+    NKV_SIM_ATTEND_PNM,
+    NKV_SIM_ATTEND_GPU,
+    NKV_SIM_RECALL,
+    NKV_SIM_LINK, /* q, k, v, outputs, lists, commands */
+    NKV_SIM_APPEND,
+    NKV_SIM_OTHER, /* fixed costs of a step */
+    NKV_SIM_PART_COUNT
+};
+NKV_API const char *nkv_sim_part_name(enum nkv_sim_part part);
+
+/* Energy accounts, J per token; docs/simulator.md has the terms of each. */
+enum nkv_sim_account {
+    NKV_SIM_ACTIVITY,   /* bits, FLOPs and idle power */
+    NKV_SIM_POWER_TIME, /* busy and idle power x time, cards at card power */
+    NKV_SIM_PAPER,      /* GPUs by power x time, PNM devices by activity without static power */
+    NKV_SIM_POWER_BUSY, /* busy power x busy time only */
+    NKV_SIM_ACCOUNT_COUNT
+};
+NKV_API const char *nkv_sim_account_name(enum nkv_sim_account account);
+
+struct nkv_sim_report {
+    uint32_t batch, budget_tokens, steady_tokens;
+    double tokens_per_s, step_ms;
+    double breakdown_ms[NKV_SIM_PART_COUNT]; /* sums to step_ms */
+    double busy_ms[NKV_SIM_PART_COUNT];      /* per step, all resources of that part together: may exceed step_ms */
+    double gpu_utilisation, pnm_utilisation; /* busy share of the step, mean over devices */
+    double energy_j[NKV_SIM_ACCOUNT_COUNT];  /* per token */
+    double energy_gpu_j[NKV_SIM_ACCOUNT_COUNT], energy_pnm_j[NKV_SIM_ACCOUNT_COUNT];
+    double attention_j[NKV_SIM_ACCOUNT_COUNT]; /* of score, recall and attention */
+    double fc_j[NKV_SIM_ACCOUNT_COUNT];
+    double usd_per_hour, tokens_per_usd, usd_per_mtoken;                /* the paper's table: GPUs and cards */
+    double full_usd_per_hour, full_tokens_per_usd, full_usd_per_mtoken; /* host, switch, memory, PUE */
+    double recalled_pages;                                              /* per layer and request */
+    double recalled_pages_error; /* standard error of that mean over the sampled (sequence, layer) pairs and steps */
+    uint32_t n_samples;          /* pairs x steps behind it */
+    double steady_hit;           /* share of the chosen pages found resident */
+    double link_bytes_per_token; /* both directions, recall included */
+    double recall_bytes_per_token;
+    double pnm_bytes_per_token, pnm_flops_per_token, gpu_bytes_per_token, gpu_flops_per_token;
+    double kv_capacity_used; /* share of the PNM devices' capacity */
+};
+
+/*
+ * Simulates a configuration. blocks. returns: 0; NKV_EINVAL; NKV_ENOSPC: not one request fits (the message says what is
+ * missing), or fewer than asked; NKV_ENOMEM; NKV_EFORMAT, NKV_EIO: the trace.
+ */
+NKV_API int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *report_out);
+
+/* The budget of a rule at a context. returns: 0, or NKV_EINVAL saying what a rule looks like. */
+NKV_API int nkv_sim_budget(const char *rule, uint32_t context_tokens, uint32_t *budget_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
