@@ -2,6 +2,7 @@
 install(TARGETS nearkv LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(TARGETS nearkv-cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY ${CMAKE_SOURCE_DIR}/include/nearkv DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+install(FILES ${machines} DESTINATION ${CMAKE_INSTALL_DATADIR}/nearkv/machines)
 file(GLOB pages CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/man/*.1)
 install(FILES ${pages} DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
 # The prefix is known only when installing (cmake --install --prefix): the file finds it from its own place.

@@ -84,11 +84,36 @@ struct nkv_sim_machine {
 extern const struct sim_key sim_keys[];
 extern const uint32_t sim_n_keys;
 
+/* A machine file that is part of the library; the build makes the table from machines/ (cmake/embed.cmake). */
+struct sim_builtin {
+    const char *name; /* the file's, without ".yaml" */
+    const unsigned char *text;
+    size_t bytes;
+};
+
+extern const struct sim_builtin sim_builtins[];
+extern const uint32_t sim_n_builtins;
+
+/*
+ * Reads a machine from a file's text; name is for messages.
+ * returns: NKV_EFORMAT with file, line, key and the allowed range; NKV_ENOMEM.
+ */
+int sim_machine_read(const char *text, size_t bytes, const char *name, struct nkv_sim_machine **machine_out);
+/* A built-in machine, or NKV_ENOENT with the names. */
+int sim_machine_read_builtin(const char *name, struct nkv_sim_machine **machine_out);
+/* An empty machine: every number NAN, every source "". */
+int sim_machine_new(struct nkv_sim_machine **machine_out);
+
 /* The i-th number. */
 double *sim_value(struct sim_values *values, uint32_t i);
 /* The index of a key, or NKV_ENOENT with the nearest names in the message. */
 int sim_key_find(const char *name);
-/* Numbers that contradict one another: the first such, by key names. */
+/* A number against its key's range. `shown` is how its author wrote it. returns: 0, or NKV_EINVAL with the range. */
+int sim_key_check(uint32_t i, double value, const char *shown);
+/*
+ * Numbers that contradict one another: the first such, by key names (the message starts with one). Reading a file ends
+ * with this; nkv_sim_machine_set() does not, since it may take several to get from one sound machine to another.
+ */
 int sim_machine_check(const struct nkv_sim_machine *machine);
 
 /*
@@ -96,8 +121,17 @@ int sim_machine_check(const struct nkv_sim_machine *machine);
  * returns: NKV_EINVAL naming the units that are allowed.
  */
 int sim_number_parse(const char *text, enum sim_unit unit, double *value_out);
+/* The reverse, in the largest decimal unit that leaves at least 1: "2.039 TB/s". */
+void sim_number_show(double value, enum sim_unit unit, char *text, size_t bytes);
+/* "B/s"; "" for UNIT_ONE; static storage. */
+const char *sim_unit_base(enum sim_unit unit);
 
-/* Efficiency of a PNM device's channels for runs of access_bytes, of which write_share are writes. */
+/*
+ * Efficiency of a PNM device's channels for runs of access_bytes, of which write_share are writes: between the table's
+ * run lengths (32 to 4096 bytes) linear in the logarithm of the length, constant beyond them, and INFINITY is the
+ * sequential stream; times the loss by writes, linear between 0, 10 % and 50 %, constant beyond.
+ * Source: a cycle-level run of Ramulator 2.1 for LPDDR5X-8533.
+ */
 double sim_pnm_efficiency(const struct sim_values *values, double access_bytes, double write_share);
 
 #endif
