@@ -22,6 +22,9 @@ struct sim_doc {
 int sim_file_read(const char *path, char **text_out, size_t *bytes_out);
 
 struct cyaml_schema_value;
+struct cyaml_schema_field;
+/* A field of a schema: an optional string (char *) at an offset of the struct. */
+void sim_yaml_word(struct cyaml_schema_field *field, const char *key, size_t offset);
 /* Loads a document as a schema has it. returns: NKV_EFORMAT with file and line; NKV_ENOMEM. */
 int sim_yaml_load(const struct sim_doc *doc, const struct cyaml_schema_value *schema, void **data_out);
 /* NULL is allowed. */
@@ -29,7 +32,7 @@ void sim_yaml_free(const struct cyaml_schema_value *schema, void *data);
 
 /*
  * Puts "file:line: " before this thread's message: the line of a key ("gpu.price.unit"), or of the deepest part of it
- * that the document has. returns: status.
+ * that the document has; NULL: the key is the message's first word. returns: status.
  */
 int sim_load_blame(int status, const struct sim_doc *doc, const char *key);
 

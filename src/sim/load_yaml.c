@@ -165,10 +165,11 @@ static int walk(struct walk *w)
 
 int sim_load_blame(int status, const struct sim_doc *doc, const char *key)
 {
-    struct walk w = {.doc = doc, .wanted = key};
-    char message[512];
+    char message[512], first[128];
+    struct walk w = {.doc = doc, .wanted = key ? key : first};
 
     snprintf(message, sizeof message, "%s", nkv_last_error());
+    snprintf(first, sizeof first, "%.*s", (int)strcspn(message, " :"), message);
     (void)walk(&w); /* only its line matters; it may fail where the document does */
     if (w.line == 0)
         FAIL(status, "%s: %s", doc->name, message);
@@ -304,6 +305,14 @@ static int fail_load(const struct sim_doc *doc, const cyaml_schema_value_t *sche
     else
         (void)nkv_fail(NKV_EFORMAT, "%s: %s: %s", report->key, cyaml_strerror(error), report->reason);
     return sim_load_blame(NKV_EFORMAT, doc, report->key);
+}
+
+void sim_yaml_word(struct cyaml_schema_field *field, const char *key, size_t offset)
+{
+    *field = (cyaml_schema_field_t){
+        .key = key,
+        .data_offset = (uint32_t)offset,
+        .value = {CYAML_VALUE_STRING(CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, char, 0, CYAML_UNLIMITED)}};
 }
 
 int sim_yaml_load(const struct sim_doc *doc, const struct cyaml_schema_value *schema, void **data_out)

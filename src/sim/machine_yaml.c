@@ -18,7 +18,7 @@
 
 #include <cyaml/cyaml.h>
 
-#include "base/mem.h"
+#include "base/status.h"
 #include "sim/load.h"
 #include "sim/machine.h"
 
@@ -43,22 +43,7 @@ struct schema {
     cyaml_schema_value_t root;
 };
 
-/* What reading needs everywhere. */
-struct reading {
-    const struct sim_doc *doc;
-    const struct loaded *loaded;
-    struct nkv_sim_machine *machine;
-};
-
 /* ---- The schema */
-
-static cyaml_schema_field_t word(const char *key, size_t offset)
-{
-    return (cyaml_schema_field_t){
-        .key = key,
-        .data_offset = (uint32_t)offset,
-        .value = {CYAML_VALUE_STRING(CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, char, 0, CYAML_UNLIMITED)}};
-}
 
 static cyaml_schema_field_t mapping(const char *key, size_t offset, const cyaml_schema_field_t *fields)
 {
@@ -95,39 +80,32 @@ static void make_sections(struct schema *schema)
 static void make_schema(struct schema *schema)
 {
     memset(schema, 0, sizeof *schema);
-    schema->number[0] = word("value", offsetof(struct loaded_number, value));
-    schema->number[1] = word("unit", offsetof(struct loaded_number, unit));
-    schema->number[2] = word("source", offsetof(struct loaded_number, source));
-    schema->top[0] = word("name", offsetof(struct loaded, name));
-    schema->top[1] = word("about", offsetof(struct loaded, about));
-    schema->top[2] = word("base", offsetof(struct loaded, base));
+    sim_yaml_word(&schema->number[0], "value", offsetof(struct loaded_number, value));
+    sim_yaml_word(&schema->number[1], "unit", offsetof(struct loaded_number, unit));
+    sim_yaml_word(&schema->number[2], "source", offsetof(struct loaded_number, source));
+    sim_yaml_word(&schema->top[0], "name", offsetof(struct loaded, name));
+    sim_yaml_word(&schema->top[1], "about", offsetof(struct loaded, about));
+    sim_yaml_word(&schema->top[2], "base", offsetof(struct loaded, base));
     make_sections(schema);
     schema->root = (cyaml_schema_value_t){CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct loaded, schema->top)};
 }
 
 /* ---- Words */
 
-static int copy_word(const struct sim_doc *doc, const char *key, const char *word, char *copy, size_t bytes)
+static int copy_word(const char *key, const char *word, char *copy, size_t bytes)
 {
     if (strlen(word) >= bytes)
-        return sim_load_blame(
-            nkv_fail(NKV_EFORMAT, "%s is %zu bytes long: at most %zu are allowed", key, strlen(word), bytes - 1), doc,
-            key);
+        FAIL(NKV_EFORMAT, "%s is %zu bytes long: at most %zu are allowed", key, strlen(word), bytes - 1);
     snprintf(copy, bytes, "%s", word);
     return 0;
 }
 
-static int read_words(const struct reading *r)
+static int read_words(const struct loaded *loaded, struct nkv_sim_machine *machine)
 {
-    const struct loaded *loaded = r->loaded;
-
     if (!loaded->name || !*loaded->name)
-        return sim_load_blame(nkv_fail(NKV_EFORMAT, "name is missing: a machine has one"), r->doc, "name");
-    TRY(copy_word(r->doc, "name", loaded->name, r->machine->name, sizeof r->machine->name));
-    r->machine->about[0] = 0;
-    if (loaded->about)
-        TRY(copy_word(r->doc, "about", loaded->about, r->machine->about, sizeof r->machine->about));
-    return 0;
+        FAIL(NKV_EFORMAT, "name is missing: a machine has one");
+    TRY(copy_word("name", loaded->name, machine->name, sizeof machine->name));
+    return copy_word("about", loaded->about ? loaded->about : "", machine->about, sizeof machine->about);
 }
 
 /* ---- Numbers */
@@ -137,107 +115,93 @@ static bool given(const char *word)
     return word && word[strspn(word, " ")];
 }
 
-static int check_given(uint32_t i, const struct loaded_number *number)
+static int check_given(const struct sim_key *key, const struct loaded_number *number)
 {
-    const struct sim_key *key = &sim_keys[i];
-
     if (!given(number->value))
         FAIL(NKV_EFORMAT, "%s has no value", key->name);
     if (!given(number->unit) && key->unit != UNIT_ONE)
         FAIL(NKV_EFORMAT, "%s has no unit: its base unit is %s", key->name, sim_unit_base(key->unit));
     if (!given(number->source))
         FAIL(NKV_EFORMAT, "%s has no source: every number says where it comes from", key->name);
-    if (strlen(number->value) + (number->unit ? strlen(number->unit) : 0) > 60)
-        FAIL(NKV_EFORMAT, "%s: value and unit are too long for a number", key->name);
     return 0;
 }
 
-static int take_number(const struct reading *r, uint32_t i)
+static int take_number(uint32_t i, const struct loaded_number *number, struct nkv_sim_machine *machine)
 {
-    const struct loaded_number *number = &r->loaded->numbers[i];
-    double *value = sim_value(&r->machine->values, i);
-    char text[64];
+    const struct sim_key *key = &sim_keys[i];
+    double *value = sim_value(&machine->values, i);
+    char text[64], source[64], reason[256];
+    int bytes;
 
-    TRY(check_given(i, number));
-    snprintf(text, sizeof text, "%s%s%s", number->value, given(number->unit) ? " " : "",
-             given(number->unit) ? number->unit : "");
-    if (sim_number_parse(text, sim_keys[i].unit, value) < 0) {
-        char reason[256];
-
+    TRY(check_given(key, number));
+    bytes = snprintf(text, sizeof text, "%s%s%s", number->value, given(number->unit) ? " " : "",
+                     given(number->unit) ? number->unit : "");
+    if (bytes >= (int)sizeof text)
+        FAIL(NKV_EFORMAT, "%s: '%.30s...' is too long for a number", key->name, text);
+    if (sim_number_parse(text, key->unit, value) < 0) {
         snprintf(reason, sizeof reason, "%s", nkv_last_error());
-        FAIL(NKV_EFORMAT, "%s: %s", sim_keys[i].name, reason);
+        FAIL(NKV_EFORMAT, "%s: %s", key->name, reason);
     }
-    return sim_key_check(i, *value, text);
+    TRY(sim_key_check(i, *value, text));
+    snprintf(source, sizeof source, "%s.source", key->name);
+    return copy_word(source, number->source, machine->sources[i], SIM_SOURCE_BYTES);
 }
 
-static int read_number(const struct reading *r, uint32_t i)
+/* A number that the file does not give: the base's, or the key's own. */
+static int take_default(uint32_t i, struct nkv_sim_machine *machine)
 {
-    const struct loaded_number *number = &r->loaded->numbers[i];
-    double *value = sim_value(&r->machine->values, i);
-    char key[64];
+    double *value = sim_value(&machine->values, i);
 
-    if (!number->value && !number->unit && !number->source) {
-        if (!isnan(*value)) /* the base's */
-            return 0;
-        if (isnan(sim_keys[i].fallback))
-            return sim_load_blame(nkv_fail(NKV_EFORMAT, "%s is missing (%s)", sim_keys[i].name, sim_keys[i].what),
-                                  r->doc, sim_keys[i].name);
-        *value = sim_keys[i].fallback;
-        snprintf(r->machine->sources[i], SIM_SOURCE_BYTES, "default");
+    if (!isnan(*value))
         return 0;
-    }
-    if (take_number(r, i) < 0)
-        return sim_load_blame(NKV_EFORMAT, r->doc, sim_keys[i].name);
-    snprintf(key, sizeof key, "%s.source", sim_keys[i].name);
-    return copy_word(r->doc, key, number->source, r->machine->sources[i], SIM_SOURCE_BYTES);
+    if (isnan(sim_keys[i].fallback))
+        FAIL(NKV_EFORMAT, "%s is missing (%s)", sim_keys[i].name, sim_keys[i].what);
+    *value = sim_keys[i].fallback;
+    return copy_word(sim_keys[i].name, "default", machine->sources[i], SIM_SOURCE_BYTES);
 }
 
 /* ---- Machines */
 
-static int new_machine(const struct sim_doc *doc, const char *base, struct nkv_sim_machine **machine_out)
+static int fill(const struct loaded *loaded, struct nkv_sim_machine *machine)
 {
-    int status;
+    TRY(read_words(loaded, machine));
+    for (uint32_t i = 0; i < N_KEYS; i++) {
+        const struct loaded_number *number = &loaded->numbers[i];
 
-    if (!base)
-        return sim_machine_new(machine_out);
-    status = sim_machine_read_builtin(base, machine_out);
-    if (status == NKV_ENOENT)
-        return sim_load_blame(NKV_EFORMAT, doc, "base");
-    return status;
+        if (number->value || number->unit || number->source)
+            TRY(take_number(i, number, machine));
+        else
+            TRY(take_default(i, machine));
+    }
+    return sim_machine_check(machine);
 }
 
-static int fill(const struct reading *r)
+static int make_machine(const struct sim_doc *doc, const struct loaded *loaded, struct nkv_sim_machine **machine_out)
 {
-    TRY(read_words(r));
-    for (uint32_t i = 0; i < sim_n_keys; i++)
-        TRY(read_number(r, i));
-    if (sim_machine_check(r->machine) < 0) {
-        char key[64];
+    struct nkv_sim_machine *machine = NULL;
+    int status = loaded->base ? sim_machine_read_builtin(loaded->base, &machine) : sim_machine_new(&machine);
 
-        snprintf(key, sizeof key, "%.*s", (int)strcspn(nkv_last_error(), " "), nkv_last_error());
-        return sim_load_blame(NKV_EFORMAT, r->doc, key);
+    if (status == NKV_ENOENT)
+        return sim_load_blame(NKV_EFORMAT, doc, "base");
+    TRY(status);
+    if (fill(loaded, machine) < 0) {
+        nkv_sim_machine_close(machine);
+        return sim_load_blame(NKV_EFORMAT, doc, NULL);
     }
+    *machine_out = machine;
     return 0;
 }
 
 int sim_machine_read(const char *text, size_t bytes, const char *name, struct nkv_sim_machine **machine_out)
 {
     const struct sim_doc doc = {name, text, bytes};
-    struct nkv_sim_machine *machine = NULL;
     struct schema schema;
     void *data = NULL;
     int status;
 
     make_schema(&schema);
     TRY(sim_yaml_load(&doc, &schema.root, &data));
-    status = new_machine(&doc, ((struct loaded *)data)->base, &machine);
-    if (status == 0)
-        status = fill(&(struct reading){&doc, data, machine});
+    status = make_machine(&doc, data, machine_out);
     sim_yaml_free(&schema.root, data);
-    if (status < 0) {
-        nkv_sim_machine_close(machine);
-        return status;
-    }
-    *machine_out = machine;
-    return 0;
+    return status;
 }
