@@ -273,7 +273,7 @@ static int feed(struct eval_needle *eval, struct nkv_seq *seq, const int32_t *to
 
     if (n == 0)
         return CLI_OK;
-    progress_start(&progress, what);
+    progress_start(&progress, what, "tokens");
     status = nkv_prefill(eval->session.decoder, seq, tokens, n, NULL, progress_update, &progress);
     progress_end(&progress);
     if (status == NKV_ECANCELED)

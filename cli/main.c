@@ -10,6 +10,7 @@
 #include "bench.h"
 #include "cli.h"
 #include "commands.h"
+#include "sim.h"
 
 static const struct {
     const char *name;
@@ -19,6 +20,7 @@ static const struct {
     {"run", run_main, "answer a prompt"},
     {"eval", eval_main, "measure answers: needle"},
     {"bench", bench_main, "measure speed: attend, decode, prefill"},
+    {"sim", sim_main, "simulate hardware: run, sweep"},
     {"info", info_main, "topology, kernels, model, memory estimate"},
     {"needle", needle_main, "write the built-in needle model as a GGUF file"},
 };

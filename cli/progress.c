@@ -23,10 +23,10 @@ uint64_t progress_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-void progress_start(struct progress *progress, const char *what)
+void progress_start(struct progress *progress, const char *what, const char *unit)
 {
-    *progress =
-        (struct progress){.what = what, .start_ns = progress_now_ns(), .is_terminal = isatty(STDERR_FILENO) == 1};
+    *progress = (struct progress){
+        .what = what, .unit = unit, .start_ns = progress_now_ns(), .is_terminal = isatty(STDERR_FILENO) == 1};
 }
 
 static void draw(const struct progress *progress, uint64_t n_done, uint64_t n_total, double elapsed_s)
@@ -38,8 +38,9 @@ static void draw(const struct progress *progress, uint64_t n_done, uint64_t n_to
     memset(bar, ' ', BAR_CELLS);
     memset(bar, '#', (size_t)full);
     bar[BAR_CELLS] = '\0';
-    fprintf(stderr, "\r%s [%s] %3.0f%% %llu/%llu tokens, %.0f s left \x1b[K", progress->what, bar, part * 100,
-            (unsigned long long)n_done, (unsigned long long)n_total, part > 0 ? elapsed_s / part - elapsed_s : 0.0);
+    fprintf(stderr, "\r%s [%s] %3.0f%% %llu/%llu %s, %.0f s left \x1b[K", progress->what, bar, part * 100,
+            (unsigned long long)n_done, (unsigned long long)n_total, progress->unit,
+            part > 0 ? elapsed_s / part - elapsed_s : 0.0);
     fflush(stderr);
 }
 
@@ -53,6 +54,13 @@ int progress_update(void *arg, uint64_t n_done, uint64_t n_total)
         progress->shown_ns = now;
     }
     return interrupted;
+}
+
+void progress_sleep_ms(uint32_t ms)
+{
+    struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
+
+    nanosleep(&t, NULL);
 }
 
 void progress_end(struct progress *progress)

@@ -10,13 +10,15 @@
 uint64_t progress_now_ns(void);
 
 struct progress {
-    const char *what; /* "prefill" */
+    const char *what, *unit; /* "prefill", "tokens" */
     uint64_t start_ns, shown_ns;
     bool is_terminal;
 };
-void progress_start(struct progress *progress, const char *what);
+void progress_start(struct progress *progress, const char *what, const char *unit);
 /* An nkv_progress_fn; arg: a struct progress. returns: nonzero after Ctrl-C. */
 int progress_update(void *arg, uint64_t n_done, uint64_t n_total);
+/* For loops that only watch others work. */
+void progress_sleep_ms(uint32_t ms);
 /* Wipes the bar. */
 void progress_end(struct progress *progress);
 

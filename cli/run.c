@@ -247,7 +247,7 @@ static int prefill(struct run *run, struct nkv_seq *seq, const int32_t *tokens, 
 
     if (n == 0)
         return CLI_OK;
-    progress_start(&progress, "prefill");
+    progress_start(&progress, "prefill", "tokens");
     status = nkv_prefill(run->session.decoder, seq, tokens, n, NULL, progress_update, &progress);
     progress_end(&progress);
     if (status == NKV_ECANCELED)

@@ -72,7 +72,8 @@ struct nkv_sim_config {
     const struct nkv_sim_machine *machine;
     struct nkv_sim_model model;
     enum nkv_mode mode;
-    uint32_t context_tokens; /* of every request */
+    uint32_t context_tokens; /* of every request when it begins to generate */
+    uint32_t output_tokens;  /* that it generates: memory is reserved for both, steps are those half way through */
     uint32_t n_gpus, n_pnm;  /* n_pnm 0: pages live in the GPUs' memory, modes full and pnm */
     uint32_t tp;     /* GPUs of a tensor-parallel group; 0: all, at most a node's; the groups are pipeline stages */
     uint32_t batch;  /* 0: as many as admission takes */
@@ -86,7 +87,8 @@ struct nkv_sim_config {
     double weight_bytes;    /* per parameter: 2; 1 also doubles the GPUs' rate (fp8) */
     uint32_t n_steps;       /* measured; default 4 */
     uint32_t n_layers;      /* simulated, the rest scaled; default 4 */
-    uint32_t n_streams;     /* sequences per layer that have page scores of their own; default 4 */
+    uint32_t
+        n_streams; /* sequences per layer that have page scores of their own; 0: from 4 down to 1 as contexts grow */
     uint64_t seed;
     struct nkv_sim_locality locality;
     const char *trace;    /* page scores from a recorded trace (nkv run --trace); NULL: from the locality model */

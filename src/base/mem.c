@@ -54,7 +54,7 @@ void nkv_free(void *memory)
     free(memory);
 }
 
-int nkv_region_open(size_t bytes, struct nkv_region *region_out)
+static int region_open(size_t bytes, int advice, struct nkv_region *region_out)
 {
     size_t rounded;
     void *base = MAP_FAILED;
@@ -67,9 +67,19 @@ int nkv_region_open(size_t bytes, struct nkv_region *region_out)
     if (base == MAP_FAILED)
         FAIL(NKV_ENOMEM, "out of memory: cannot map %zu bytes", rounded);
     if (rounded >= HUGE_PAGE_BYTES)
-        (void)madvise(base, rounded, MADV_HUGEPAGE); /* a hint: without it everything works, slower */
+        (void)madvise(base, rounded, advice); /* a hint: without it everything works, slower or in more memory */
     *region_out = (struct nkv_region){base, rounded};
     return 0;
+}
+
+int nkv_region_open(size_t bytes, struct nkv_region *region_out)
+{
+    return region_open(bytes, MADV_HUGEPAGE, region_out);
+}
+
+int nkv_region_open_sparse(size_t bytes, struct nkv_region *region_out)
+{
+    return region_open(bytes, MADV_NOHUGEPAGE, region_out);
 }
 
 void nkv_region_close(struct nkv_region *region)

@@ -34,6 +34,8 @@ struct nkv_region {
 
 /* returns: 0, NKV_EINVAL (bytes 0) or NKV_ENOMEM. Memory is committed on first touch. */
 int nkv_region_open(size_t bytes, struct nkv_region *region_out);
+/* The same for memory of which little is ever touched: no huge pages. */
+int nkv_region_open_sparse(size_t bytes, struct nkv_region *region_out);
 void nkv_region_close(struct nkv_region *region);
 
 /*

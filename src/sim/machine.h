@@ -26,7 +26,7 @@ struct sim_values {
         double efficiency_sequential, efficiency_4096, efficiency_512, efficiency_256, efficiency_64, efficiency_32;
         double efficiency_writes_10, efficiency_writes_50;
         double access_latency;
-        double compute_rate, score_flops, exp_rate, sort_rate, command_overhead;
+        double compute_rate, compute_efficiency, score_flops, exp_rate, sort_rate, command_overhead;
         double card_power, controller_power, background_power, idle_power;
         double memory_energy, compute_energy;
         double price;

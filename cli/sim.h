@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* sim.h: what the simulator's subcommands share: options that describe a configuration. */
+#ifndef NKV_CLI_SIM_H
+#define NKV_CLI_SIM_H
+
+#include <jansson.h>
+#include <nearkv/sim.h>
+
+#define SIM_MAX_SETS 32u
+
+int sim_main(int argc, char **argv);
+int sim_run_main(int argc, char **argv);
+int sim_sweep_main(int argc, char **argv);
+
+/* A configuration as the command line describes it. The machine is opened by sim_options_open. */
+struct sim_options {
+    const char *machine, *model;    /* names or paths */
+    const char *sets[SIM_MAX_SETS]; /* "key=value" */
+    uint32_t n_sets;
+    struct nkv_sim_config config;
+};
+
+/* A flag that takes a value, and what it does with it. */
+struct sim_flag {
+    const char *name; /* without "--" */
+    const char *what; /* for the usage text */
+    /* returns: CLI_OK or CLI_USAGE after a message. */
+    int (*read)(struct sim_options *o, const char *flag, const char *arg);
+};
+extern const struct sim_flag sim_flags[];
+extern const uint32_t sim_n_flags;
+const struct sim_flag *sim_flag_find(const char *name);
+/* Lists the flags. */
+void sim_flags_print(FILE *file);
+
+void sim_options_init(struct sim_options *o);
+/* Opens machine and model. returns: CLI_OK, CLI_FAILED or CLI_USAGE after a message. */
+int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out);
+
+/* What the configuration takes for granted: every number of the machine, the locality, the rules. */
+json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine);
+
+#endif

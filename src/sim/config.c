@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Defaults of a configuration, and the names of what a report counts. */
+#include <math.h>
+#include <stdio.h>
+
+#include <nearkv/sim.h>
+
+void nkv_sim_config_init(struct nkv_sim_config *config)
+{
+    *config = (struct nkv_sim_config){.size = sizeof *config,
+                                      .mode = NKV_MODE_PNM,
+                                      .context_tokens = 131072,
+                                      .n_gpus = 1,
+                                      .n_pnm = 1,
+                                      .budget = "context/4",
+                                      .steady = NAN,
+                                      .page_tokens = 32,
+                                      .micro_batches = 1,
+                                      .digest_levels = 1,
+                                      .weight_bytes = 2,
+                                      .n_steps = 4,
+                                      .n_layers = 4,
+                                      .seed = 1,
+                                      .locality = {.drift = 0.05, .correlation = 0.9}};
+}
+
+const char *nkv_sim_part_name(enum nkv_sim_part part)
+{
+    static const char *const names[NKV_SIM_PART_COUNT] = {"fc",         "allreduce", "score", "topk",   "attend_pnm",
+                                                          "attend_gpu", "recall",    "link",  "append", "other"};
+
+    return (unsigned)part < NKV_SIM_PART_COUNT ? names[part] : "?";
+}
+
+const char *nkv_sim_account_name(enum nkv_sim_account account)
+{
+    static const char *const names[NKV_SIM_ACCOUNT_COUNT] = {"activity", "power_time", "paper", "power_busy"};
+
+    return (unsigned)account < NKV_SIM_ACCOUNT_COUNT ? names[account] : "?";
+}

@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A simulated device behind nearkv/device.h: timing only. A command is given its times when it is submitted
+ * (sim/world.h); its results (page lists, counts) are written at once, where the runtime finds them when it has waited
+ * for the completion.
+ *
+ * There is no data: the window holds page lists, and what else the host writes is ignored; pages are not copied (`copy`
+ * does nothing), keys and values are never read. A sequence opens with the tokens that the simulation starts from.
+ *
+ * Queries are charged to the link once: a command whose q the device has from the one before finds it in its buffer.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "sim/cluster.h"
+
+#define QUEUE_ENTRIES 1024u
+
+struct sim_seq {
+    uint32_t id, ordinal;
+    uint64_t bytes;
+    bool open, slots;
+    uint64_t q_offset; /* of the query that is in the device's buffer */
+    uint32_t q_pos, q_layer;
+};
+
+struct entry {
+    struct nkv_cqe cqe;
+    struct sim_moment end;
+};
+
+struct sim_device {
+    struct nkv_device device; /* first */
+    struct sim_cluster *cluster;
+    struct sim_device_options options;
+    struct sim_pnm pnm;
+    struct nkv_region window;
+    uint32_t n_sequences;
+    struct sim_seq *sequences;
+    uint64_t used_bytes, n_commands;
+    uint32_t n_entries;
+    struct entry entries[QUEUE_ENTRIES];   /* submitted, not reaped; in the order of submission */
+    struct sim_moment done[QUEUE_ENTRIES]; /* on the device, by number modulo QUEUE_ENTRIES, for `after` */
+};
+
+static struct sim_device *sim_of(struct nkv_device *device)
+{
+    return (struct sim_device *)(void *)device;
+}
+
+static struct sim_seq *find(struct sim_device *d, uint32_t id)
+{
+    for (uint32_t i = 0; i < d->options.max_sequences; i++)
+        if (d->sequences[i].open && d->sequences[i].id == id)
+            return &d->sequences[i];
+    return NULL;
+}
+
+/* ---- Commands. Each returns its result and sets when it is done on the device and when the host knows. ---- */
+
+struct run {
+    struct sim_device *d;
+    const struct nkv_cmd *cmd;
+    struct sim_seq *seq;
+    struct sim_moment submitted, ready; /* ready: what it needs is done, its operands are there */
+    struct sim_moment done, known;      /* on the device, and by the host */
+    double up_bytes;                    /* to the host, behind done */
+    bool up, recall;
+};
+
+static uint64_t seq_bytes(const struct sim_device *d, const struct nkv_cmd *cmd)
+{
+    const struct nkv_kv_shape *shape = &d->cluster->shape;
+    struct nkv_kv_estimate estimate = {0};
+
+    if (nkv_kv_estimate(shape, cmd->n_tokens, &estimate) < 0)
+        return UINT64_MAX;
+    if (cmd->flags & (NKV_SLOTS | NKV_NO_DIGEST))
+        return estimate.kv_bytes;
+    return cmd->flags & NKV_NO_PAGES ? estimate.digest_bytes + estimate.page_bytes : estimate.total_bytes;
+}
+
+static int run_open(struct sim_device *d, const struct nkv_cmd *cmd)
+{
+    uint64_t bytes = seq_bytes(d, cmd);
+    bool slots = cmd->flags & NKV_SLOTS, holds = !(cmd->flags & (NKV_SLOTS | NKV_NO_PAGES));
+
+    if (bytes > d->options.capacity_bytes - d->used_bytes)
+        FAIL(NKV_ENOSPC, "%llu bytes for a sequence, %llu are free", (unsigned long long)bytes,
+             (unsigned long long)(d->options.capacity_bytes - d->used_bytes));
+    for (uint32_t i = 0; i < d->options.max_sequences; i++) {
+        struct sim_seq *seq = &d->sequences[i];
+
+        if (seq->open)
+            continue;
+        *seq = (struct sim_seq){.id = cmd->seq, .bytes = bytes, .open = true, .slots = slots, .q_offset = UINT64_MAX};
+        seq->ordinal = d->cluster->n_opened[d->options.kind];
+        d->cluster->n_opened[d->options.kind] += !slots;
+        d->used_bytes += bytes;
+        d->n_sequences++;
+        return holds ? (int)(d->options.kept_tokens < cmd->n_tokens ? d->options.kept_tokens : cmd->n_tokens) : 0;
+    }
+    FAIL(NKV_ENOSPC, "more than %u sequences on a simulated device", d->options.max_sequences);
+}
+
+static int run_close(struct sim_device *d, struct sim_seq *seq)
+{
+    seq->open = false;
+    d->used_bytes -= seq->bytes;
+    d->n_sequences--;
+    return 0;
+}
+
+static bool on_pnm(const struct run *run)
+{
+    return run->d->options.kind == SIM_KIND_PNM;
+}
+
+/* Brings q to the device, unless it is there. */
+static void bring_q(struct run *run, double more_bytes)
+{
+    struct sim_cluster *c = run->d->cluster;
+    const struct nkv_cmd *cmd = run->cmd;
+    struct sim_seq *seq = run->seq;
+    bool there = seq->q_offset == cmd->in_offset && seq->q_pos == cmd->pos && seq->q_layer == cmd->layer;
+    double bytes = more_bytes + (there ? 0 : sim_bytes_q(&c->shape, c->values, cmd->n_tokens));
+
+    if (!on_pnm(run))
+        return;
+    seq->q_offset = cmd->in_offset;
+    seq->q_pos = cmd->pos;
+    seq->q_layer = cmd->layer;
+    run->ready = sim_later(run->ready, sim_pnm_down(c, &run->d->pnm, run->submitted, bytes));
+}
+
+/* What the command's result sends to the host. */
+static void send_up(struct run *run, double bytes, bool recall)
+{
+    run->up = true;
+    run->up_bytes = bytes;
+    run->recall = recall;
+}
+
+static int run_append(struct run *run)
+{
+    struct sim_cluster *c = run->d->cluster;
+    const struct nkv_cmd *cmd = run->cmd;
+    struct sim_cost cost = sim_cost_append(&c->shape, cmd->n_tokens);
+
+    run->seq->q_offset = UINT64_MAX; /* a new layer or step */
+    if (on_pnm(run)) {
+        struct sim_moment there =
+            sim_pnm_down(c, &run->d->pnm, run->submitted, sim_bytes_kv(&c->shape, c->values, cmd->n_tokens));
+
+        run->done = sim_pnm_append(c, &run->d->pnm, sim_later(run->ready, there), &cost);
+    } else {
+        c->charge.gpu_bytes += cost.bytes; /* a part of the FC kernels that made k and v */
+    }
+    run->known = run->done;
+    return 0;
+}
+
+static uint32_t n_units(const struct run *run)
+{
+    return run->cmd->flags & NKV_PER_HEAD ? run->d->cluster->shape.n_kv_heads : 1;
+}
+
+static const uint32_t *list_at(const struct run *run, uint32_t unit)
+{
+    const uint8_t *lists = (const uint8_t *)run->d->window.base + run->cmd->list_offset;
+
+    return (const uint32_t *)(const void *)(lists + unit * nkv_list_stride(run->cmd->n_pages));
+}
+
+static double n_listed(const struct run *run)
+{
+    double n = 0;
+
+    for (uint32_t unit = 0; unit < n_units(run); unit++)
+        n += list_at(run, unit)[0];
+    return n;
+}
+
+/* Lists that the host reads: Steady-Select's, of what it found. */
+static double steady_list_bytes(const struct run *run, const uint8_t *out)
+{
+    const struct nkv_cmd *cmd = run->cmd;
+    struct nkv_select_layout at = nkv_select_layout(n_units(run), cmd->n_pages, cmd->arg, 0);
+    double bytes = 0;
+
+    for (uint32_t unit = 0; unit < n_units(run); unit++) {
+        const uint32_t *steady = (const uint32_t *)(const void *)(out + at.steady + unit * nkv_list_stride(cmd->arg));
+        const uint32_t *recall = (const uint32_t *)(const void *)(out + at.recall + unit * nkv_list_stride(cmd->arg));
+
+        bytes += 4.0 * (steady[0] + 3) + 8.0 * recall[0];
+    }
+    return bytes;
+}
+
+static int run_select(struct run *run)
+{
+    struct sim_device *d = run->d;
+    struct sim_cluster *c = d->cluster;
+    const struct nkv_cmd *cmd = run->cmd;
+    bool steady = cmd->flags & NKV_STEADY;
+    uint8_t *out = (uint8_t *)d->window.base + cmd->out_offset;
+    const uint8_t *resident = steady ? (const uint8_t *)d->window.base + cmd->list_offset : NULL;
+    double n_scored = 0;
+    int n = sim_pick_select(c->pick, cmd, run->seq->ordinal, resident, out, &n_scored);
+    struct sim_cost cost = sim_cost_score(&c->shape, cmd->n_tokens, n_scored, c->values->pnm.score_flops);
+
+    TRY(n);
+    bring_q(run, steady ? 4.0 * n_units(run) * (cmd->arg + 1) : 0);
+    if (!on_pnm(run)) {
+        run->done = run->known = sim_gpu_score(c, run->ready, cmd, &cost);
+        return n;
+    }
+    run->done = run->known = sim_pnm_score(c, &d->pnm, run->ready, &cost, n_scored * n_units(run));
+    if (steady)
+        send_up(run, steady_list_bytes(run, out), false);
+    return n;
+}
+
+/* Tokens that a query token attends to, mean over units. */
+static double n_attended(const struct run *run)
+{
+    const struct nkv_cmd *cmd = run->cmd;
+    uint32_t page_tokens = run->d->cluster->shape.page_tokens, n_held = cmd->pos + cmd->n_tokens;
+    double n = 0;
+
+    if (cmd->flags & NKV_ALL_PAGES)
+        return n_held;
+    for (uint32_t unit = 0; unit < n_units(run); unit++) {
+        const uint32_t *list = list_at(run, unit);
+        bool open = !run->seq->slots && list[0] && list[list[0]] == (n_held - 1) / page_tokens;
+
+        n += (double)list[0] * page_tokens - (open ? (page_tokens - n_held % page_tokens) % page_tokens : 0);
+    }
+    return n / n_units(run);
+}
+
+static int run_attend(struct run *run)
+{
+    struct sim_device *d = run->d;
+    struct sim_cluster *c = d->cluster;
+    double tokens = n_attended(run);
+    struct sim_cost cost = sim_cost_attend(&c->shape, run->cmd->n_tokens, tokens);
+
+    bring_q(run, 0);
+    if (!on_pnm(run)) {
+        c->charge.gpu_attend_bytes += cost.bytes;
+        c->charge.gpu_attend_flops += cost.flops;
+        run->done = run->known = sim_gpu_attend(c, run->ready, run->cmd, &cost);
+        return (int)tokens;
+    }
+    run->done = sim_pnm_attend(c, &d->pnm, run->ready, &cost);
+    send_up(run, sim_bytes_partials(&c->shape, c->values, run->cmd->n_tokens), false);
+    return (int)tokens;
+}
+
+static int run_read(struct run *run)
+{
+    struct sim_cluster *c = run->d->cluster;
+    double n;
+
+    if (run->cmd->flags & NKV_DIGEST) {
+        double bytes = (double)run->cmd->n_pages * c->shape.n_kv_heads * (double)nkv_digest_bytes(&c->shape);
+
+        send_up(run, bytes, false);
+        return (int)run->cmd->n_pages;
+    }
+    n = n_listed(run);
+    if (run->seq->ordinal < sim_pick_streams(c->pick)) {
+        c->sample_sum += n / n_units(run);
+        c->sample_squares += n / n_units(run) * n / n_units(run);
+    }
+    if (n > 0)
+        send_up(run, n * (double)nkv_page_bytes(&c->shape, c->shape.n_kv_heads / n_units(run)), true);
+    return (int)n;
+}
+
+static int run_command(struct run *run)
+{
+    struct sim_device *d = run->d;
+    const struct nkv_cmd *cmd = run->cmd;
+
+    if (cmd->op == NKV_OP_SEQ_OPEN)
+        return run_open(d, cmd);
+    if (cmd->op == NKV_OP_COMPUTE) {
+        run->done = run->known = sim_gpu_fc(d->cluster, run->ready, cmd);
+        return 0;
+    }
+    run->seq = find(d, cmd->seq);
+    if (!run->seq)
+        FAIL(NKV_ENOENT, "no sequence %u on this device", cmd->seq);
+    switch (cmd->op) {
+    case NKV_OP_SEQ_CLOSE:
+        return run_close(d, run->seq);
+    case NKV_OP_SEQ_TRUNCATE:
+        return 0;
+    case NKV_OP_APPEND:
+        return run_append(run);
+    case NKV_OP_SELECT:
+        return run_select(run);
+    case NKV_OP_ATTEND:
+        return run_attend(run);
+    case NKV_OP_READ:
+        return run_read(run);
+    case NKV_OP_WRITE: /* the way was charged to READ; writing is hidden behind it */
+        return (int)cmd->n_pages;
+    default:
+        FAIL(NKV_ENOTSUP, "op %u on a simulated device", cmd->op);
+    }
+}
+
+/* ---- The interface ---- */
+
+static int sim_caps(struct nkv_device *device, struct nkv_device_caps *caps_out)
+{
+    const struct sim_device *d = sim_of(device);
+
+    *caps_out =
+        (struct nkv_device_caps){.size = sizeof *caps_out, .capacity_bytes = d->options.capacity_bytes, .n_threads = 1};
+    snprintf(caps_out->name, sizeof caps_out->name, d->options.kind == SIM_KIND_PNM ? "pnm%u" : "gpu%u",
+             d->options.index);
+    return 0;
+}
+
+static int sim_map(struct nkv_device *device, uint64_t bytes, void **window_out)
+{
+    struct sim_device *d = sim_of(device);
+    struct nkv_region window;
+
+    TRY(nkv_region_open_sparse(bytes, &window));
+    nkv_region_close(&d->window);
+    d->window = window;
+    *window_out = window.base;
+    return 0;
+}
+
+static int submit_one(struct sim_device *d, const struct nkv_cmd *cmd)
+{
+    struct sim_cluster *c = d->cluster;
+    struct run run = {.d = d, .cmd = cmd, .submitted = c->world.now, .ready = c->world.now};
+    struct entry *entry = &d->entries[d->n_entries++];
+    int res;
+
+    if (cmd->after && cmd->after < QUEUE_ENTRIES)
+        run.ready = sim_later(run.ready, d->done[(d->n_commands - cmd->after) % QUEUE_ENTRIES]);
+    run.done = run.known = run.ready;
+    res = run_command(&run);
+    d->done[d->n_commands++ % QUEUE_ENTRIES] = run.done;
+    entry->end = run.known;
+    entry->cqe = (struct nkv_cqe){.user_data = cmd->user_data, .res = res, .start_ns = run.ready.ns};
+    if (!run.up)
+        return 0;
+    return sim_pnm_up(c, &(struct sim_transfer){.ready = run.done,
+                                                .submit_ns = run.submitted.ns,
+                                                .user_data = cmd->user_data,
+                                                .bytes = run.up_bytes,
+                                                .pnm = &d->pnm,
+                                                .end = &entry->end,
+                                                .recall = run.recall});
+}
+
+static int sim_submit(struct nkv_device *device, const struct nkv_cmd *cmds, uint32_t n)
+{
+    struct sim_device *d = sim_of(device);
+
+    if (n > QUEUE_ENTRIES - d->n_entries)
+        FAIL(NKV_ENOSPC, "%u commands for %u free entries of the queue", n, QUEUE_ENTRIES - d->n_entries);
+    for (uint32_t i = 0; i < n; i++)
+        TRY(submit_one(d, &cmds[i]));
+    return 0;
+}
+
+/* The entry that is known first; of equal ones the one submitted first. */
+static uint32_t first_entry(const struct sim_device *d)
+{
+    uint32_t first = 0;
+
+    for (uint32_t i = 1; i < d->n_entries; i++)
+        if (d->entries[i].end.ns < d->entries[first].end.ns)
+            first = i;
+    return first;
+}
+
+static int sim_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n)
+{
+    struct sim_device *d = sim_of(device);
+    uint32_t n = 0;
+
+    if (min_n > max_n || min_n > d->n_entries)
+        FAIL(NKV_EINVAL, "cannot wait for %u completions: %u commands are in flight", min_n, d->n_entries);
+    sim_pnm_serve_up(d->cluster);
+    while (n < max_n && d->n_entries > 0) {
+        uint32_t at = first_entry(d);
+
+        if (n >= min_n && d->entries[at].end.ns > d->cluster->world.now.ns)
+            break;
+        sim_world_advance(&d->cluster->world, d->entries[at].end);
+        cqes_out[n] = d->entries[at].cqe;
+        cqes_out[n++].end_ns = d->entries[at].end.ns;
+        d->n_entries--;
+        memmove(&d->entries[at], &d->entries[at + 1], (d->n_entries - at) * sizeof d->entries[at]);
+    }
+    return (int)n;
+}
+
+static int sim_stat(struct nkv_device *device, struct nkv_device_stat *stat_out)
+{
+    const struct sim_device *d = sim_of(device);
+
+    *stat_out = (struct nkv_device_stat){.size = sizeof *stat_out,
+                                         .used_bytes = d->used_bytes,
+                                         .n_commands = d->n_commands,
+                                         .n_sequences = d->n_sequences};
+    return 0;
+}
+
+static int sim_copy(struct nkv_device *device, uint64_t offset, const void *from, uint64_t bytes)
+{
+    (void)device;
+    (void)offset;
+    (void)from;
+    (void)bytes;
+    return 0;
+}
+
+static void sim_close(struct nkv_device *device)
+{
+    struct sim_device *d = sim_of(device);
+
+    nkv_region_close(&d->window);
+    nkv_free(d->sequences);
+    nkv_free(d);
+}
+
+static const struct nkv_device_ops sim_ops = {
+    .abi = NKV_DEVICE_ABI,
+    .backend = "sim",
+    .caps = sim_caps,
+    .map = sim_map,
+    .submit = sim_submit,
+    .reap = sim_reap,
+    .stat = sim_stat,
+    .close = sim_close,
+    .copy = sim_copy,
+};
+
+int sim_device_open(struct sim_cluster *cluster, const struct sim_device_options *options,
+                    struct nkv_device **device_out)
+{
+    struct sim_device *d;
+    int status;
+
+    TRY(nkv_alloc(1, sizeof *d, &d));
+    d->device.ops = &sim_ops;
+    d->cluster = cluster;
+    d->options = *options;
+    status = nkv_alloc(options->max_sequences, sizeof *d->sequences, &d->sequences);
+    if (status < 0) {
+        nkv_free(d);
+        return status;
+    }
+    if (options->kind == SIM_KIND_PNM) {
+        uint32_t node = options->index / (uint32_t)cluster->values->node.pnm_per_node;
+
+        d->pnm = (struct sim_pnm){.engine = sim_resource_add(&cluster->world, "pnm %u", options->index),
+                                  .link_in = sim_resource_add(&cluster->world, "pnm %u in", options->index),
+                                  .link_out = sim_resource_add(&cluster->world, "pnm %u out", options->index),
+                                  .recall_out = sim_resource_add(&cluster->world, "pnm %u recall", options->index),
+                                  .host_recall = cluster->host_recall[node],
+                                  .host_in = cluster->host_in[node],
+                                  .host_out = cluster->host_out[node]};
+    }
+    *device_out = &d->device;
+    return 0;
+}

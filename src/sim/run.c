@@ -1,0 +1,422 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A run: a real context on simulated devices decodes a few steps of a few layers.
+ *
+ *   for each layer: nkv_fc (the layer's dense work), nkv_attend_begin, nkv_attend_end; then the head's nkv_fc,
+ * nkv_step_end
+ *
+ * With two micro-batches, each half's FC goes before the other half's attention is waited for. Warm-up steps fill
+ * resident slots and queues; the measured ones are scaled from the simulated layers to all of them, the head counted
+ * once.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "sim/account.h"
+#include "sim/timeline.h"
+#include "sim/work.h"
+
+struct sim_run {
+    struct sim_work work;
+    struct sim_cluster cluster;
+    struct sim_locality *locality;
+    struct nkv_device **devices, *compute;
+    struct nkv_context *context;
+    struct nkv_seq **seqs;
+    struct nkv_attend_item *items;
+    float *q, *kv, *out; /* of no meaning, shared by all items */
+    uint64_t head_ns;    /* spent in the head since the mark */
+    struct sim_charge head;
+};
+
+static int open_source(struct sim_run *r)
+{
+    const struct nkv_sim_config *c = r->work.config;
+    uint32_t n_units = c->granularity == NKV_SELECT_KV_HEAD ? r->work.shape.n_kv_heads : 1;
+    uint32_t max_pages = r->work.max_tokens / c->page_tokens + 2;
+    struct sim_pick_options pick = {.shape = r->work.shape, .max_pages = max_pages, .digest_levels = c->digest_levels};
+
+    TRY(sim_locality_open(&c->locality, c->seed, r->work.n_streams, r->work.shape.n_layers, n_units, max_pages,
+                          &r->locality));
+    pick.source = sim_locality_source(r->locality);
+    return sim_pick_open(&pick, &r->cluster.pick);
+}
+
+static int open_devices(struct sim_run *r)
+{
+    const struct sim_work *w = &r->work;
+    struct sim_device_options options = {.kind = w->config->n_pnm ? SIM_KIND_PNM : SIM_KIND_GPU,
+                                         .capacity_bytes = w->device_bytes,
+                                         .kept_tokens = w->kept_tokens,
+                                         .max_sequences = w->batch};
+
+    TRY(nkv_alloc(w->n_devices, sizeof(struct nkv_device *), &r->devices));
+    for (options.index = 0; options.index < w->n_devices; options.index++)
+        TRY(sim_device_open(&r->cluster, &options, &r->devices[options.index]));
+    options.kind = SIM_KIND_GPU;
+    options.index = 0;
+    options.capacity_bytes = w->pool_bytes;
+    options.max_sequences = 2 * w->batch;
+    return sim_device_open(&r->cluster, &options, &r->compute);
+}
+
+static int open_context(struct sim_run *r)
+{
+    const struct sim_work *w = &r->work;
+    struct nkv_context_options options = {.size = sizeof options,
+                                          .shape = w->shape,
+                                          .devices = r->devices,
+                                          .n_devices = w->n_devices,
+                                          .compute = r->compute,
+                                          .max_batch = w->batch,
+                                          .max_tokens = w->batch,
+                                          .now_ns = sim_cluster_now,
+                                          .clock_arg = &r->cluster};
+
+    return nkv_context_open(&options, &r->context);
+}
+
+static int open_seqs(struct sim_run *r)
+{
+    const struct sim_work *w = &r->work;
+    uint32_t page_tokens = w->shape.page_tokens;
+    struct nkv_seq_options options;
+
+    nkv_seq_options_init(&options);
+    options.max_tokens = w->max_tokens;
+    options.mode = w->config->mode;
+    options.budget_tokens = w->budget_tokens;
+    options.granularity = w->config->granularity;
+    options.resident_tokens = w->n_slots * page_tokens;
+    options.same_step_recall = w->config->same_step_recall;
+    TRY(nkv_alloc(w->batch, sizeof(struct nkv_seq *), &r->seqs));
+    TRY(nkv_alloc(w->batch, sizeof *r->items, &r->items));
+    TRY(nkv_alloc((size_t)w->shape.n_heads * w->shape.head_dim, sizeof *r->q, &r->q));
+    TRY(nkv_alloc((size_t)w->shape.n_kv_heads * w->shape.head_dim, sizeof *r->kv, &r->kv));
+    TRY(nkv_alloc((size_t)w->shape.n_heads * w->shape.head_dim, sizeof *r->out, &r->out));
+    for (uint32_t i = 0; i < w->batch; i++) {
+        TRY(nkv_seq_open(r->context, &options, &r->seqs[i]));
+        r->items[i] = (struct nkv_attend_item){r->seqs[i], 1, r->q, r->kv, r->kv, r->out};
+    }
+    return 0;
+}
+
+static int run_open(struct sim_run *r)
+{
+    const struct sim_work *w = &r->work;
+
+    r->cluster = (struct sim_cluster){.values = w->values,
+                                      .shape = w->shape,
+                                      .n_gpus = w->config->n_gpus,
+                                      .tp = w->tp,
+                                      .pp = w->pp,
+                                      .n_pnm = w->config->n_pnm,
+                                      .flops_scale = w->config->weight_bytes <= 1 ? 2 : 1};
+    TRY(sim_cluster_open(&r->cluster));
+    TRY(open_source(r));
+    TRY(open_devices(r));
+    TRY(open_context(r));
+    return open_seqs(r);
+}
+
+static void close_device(struct nkv_device *device)
+{
+    if (device)
+        device->ops->close(device);
+}
+
+static void run_close(struct sim_run *r)
+{
+    nkv_context_close(r->context);
+    for (uint32_t i = 0; r->devices && i < r->work.n_devices; i++)
+        close_device(r->devices[i]);
+    close_device(r->compute);
+    sim_pick_close(r->cluster.pick);
+    sim_locality_close(r->locality);
+    sim_cluster_close(&r->cluster);
+    nkv_free(r->devices);
+    nkv_free(r->seqs);
+    nkv_free(r->items);
+    nkv_free(r->q);
+    nkv_free(r->kv);
+    nkv_free(r->out);
+}
+
+/* ---- A step ---- */
+
+static int layer_fc(struct sim_run *r, uint32_t n_rows)
+{
+    const struct nkv_sim_config *c = r->work.config;
+    double parameters = sim_layer_parameters(&c->model);
+    struct nkv_fc_work work = {.n_rows = n_rows,
+                               .flops = (uint64_t)(2 * parameters * n_rows),
+                               .bytes = (uint64_t)(parameters * c->weight_bytes),
+                               .n_sums = 2,
+                               .sum_bytes = (uint64_t)n_rows * c->model.hidden * 2};
+
+    return nkv_fc(r->context, &work);
+}
+
+static struct sim_charge charge_since(const struct sim_charge *now, const struct sim_charge *then)
+{
+    return (struct sim_charge){.pnm_bytes = now->pnm_bytes - then->pnm_bytes,
+                               .pnm_flops = now->pnm_flops - then->pnm_flops,
+                               .gpu_bytes = now->gpu_bytes - then->gpu_bytes,
+                               .gpu_flops = now->gpu_flops - then->gpu_flops,
+                               .gpu_attend_bytes = now->gpu_attend_bytes - then->gpu_attend_bytes,
+                               .gpu_attend_flops = now->gpu_attend_flops - then->gpu_attend_flops,
+                               .link_bytes = now->link_bytes - then->link_bytes,
+                               .recall_bytes = now->recall_bytes - then->recall_bytes};
+}
+
+static int head_fc(struct sim_run *r)
+{
+    const struct nkv_sim_config *c = r->work.config;
+    double parameters = (double)c->model.vocab * c->model.hidden;
+    struct nkv_fc_work work = {.n_rows = r->work.batch,
+                               .flops = (uint64_t)(2 * parameters * r->work.batch),
+                               .bytes = (uint64_t)(parameters * c->weight_bytes)};
+    struct sim_charge before = r->cluster.charge, spent;
+    uint64_t begin_ns = r->cluster.world.now.ns;
+
+    TRY(nkv_fc(r->context, &work));
+    r->head_ns += r->cluster.world.now.ns - begin_ns;
+    spent = charge_since(&r->cluster.charge, &before);
+    r->head.gpu_bytes += spent.gpu_bytes;
+    r->head.gpu_flops += spent.gpu_flops;
+    return 0;
+}
+
+static int check_seqs(const struct sim_run *r)
+{
+    for (uint32_t i = 0; i < r->work.batch; i++)
+        if (nkv_seq_status(r->seqs[i]) < 0)
+            FAIL(nkv_seq_status(r->seqs[i]), "%s", nkv_seq_error(r->seqs[i]));
+    return 0;
+}
+
+/* Layers of two halves in turn: the FC of one runs while the other attends. */
+static int run_layers(struct sim_run *r)
+{
+    uint32_t n_halves = r->work.config->micro_batches <= r->work.batch ? r->work.config->micro_batches : 1;
+    uint32_t first[3] = {0, n_halves == 2 ? r->work.batch / 2 : r->work.batch, r->work.batch};
+    struct nkv_ticket *tickets[2] = {NULL, NULL};
+
+    for (uint32_t layer = 0; layer < r->work.shape.n_layers; layer++)
+        for (uint32_t half = 0; half < n_halves; half++) {
+            uint32_t n = first[half + 1] - first[half];
+
+            if (tickets[half])
+                TRY(nkv_attend_end(tickets[half]));
+            TRY(layer_fc(r, n));
+            TRY(nkv_attend_begin(r->context, layer, r->items + first[half], n, &tickets[half]));
+            if (n_halves == 1) {
+                TRY(nkv_attend_end(tickets[half]));
+                tickets[half] = NULL;
+            }
+        }
+    for (uint32_t half = 0; half < n_halves; half++)
+        if (tickets[half])
+            TRY(nkv_attend_end(tickets[half]));
+    return 0;
+}
+
+static int run_step(struct sim_run *r)
+{
+    TRY(run_layers(r));
+    TRY(head_fc(r));
+    TRY(nkv_step_end(r->context, r->items, r->work.batch));
+    return check_seqs(r);
+}
+
+static int run_steps(struct sim_run *r)
+{
+    for (uint32_t i = 0; i < SIM_WARM_STEPS; i++)
+        TRY(run_step(r));
+    for (uint32_t i = 0; i < r->work.batch; i++)
+        nkv_seq_stats_reset(r->seqs[i]);
+    sim_world_mark(&r->cluster.world);
+    r->cluster.charge = r->head = (struct sim_charge){0};
+    r->cluster.sample_sum = r->cluster.sample_squares = 0;
+    r->head_ns = 0;
+    for (uint32_t i = 0; i < r->work.config->n_steps; i++)
+        TRY(run_step(r));
+    return r->cluster.world.status;
+}
+
+/* ---- The report ---- */
+
+/* From what the simulated layers took in all measured steps to a step of all layers. */
+static double scaled(const struct sim_run *r, double all, double head)
+{
+    return ((all - head) / r->work.share + head) / r->work.config->n_steps;
+}
+
+static void report_times(const struct sim_run *r, struct nkv_sim_report *report)
+{
+    const struct sim_world *world = &r->cluster.world;
+    uint64_t path_ns[NKV_SIM_PART_COUNT];
+    double other_ms = r->work.values->gpu.step_overhead * 1e3;
+
+    sim_world_breakdown(world, path_ns);
+    report->step_ms = scaled(r, (double)(world->now.ns - world->mark_ns), (double)r->head_ns) / 1e6 + other_ms;
+    for (uint32_t part = 0; part < NKV_SIM_PART_COUNT; part++) {
+        double head = part == NKV_SIM_FC ? (double)r->head_ns : 0;
+
+        report->breakdown_ms[part] = scaled(r, (double)path_ns[part], head) / 1e6;
+        report->busy_ms[part] = scaled(r, (double)world->busy_ns[part], head) / 1e6;
+    }
+    report->breakdown_ms[NKV_SIM_OTHER] += other_ms;
+    report->tokens_per_s = 1e3 * r->work.batch / report->step_ms;
+}
+
+static double pnm_busy_s(const struct sim_run *r)
+{
+    double ns = 0;
+
+    for (uint32_t i = 0; i < r->cluster.world.n_resources; i++)
+        if (strncmp(r->cluster.world.resources[i].name, "pnm", 3) == 0 &&
+            !strchr(r->cluster.world.resources[i].name + 4, ' '))
+            ns += (double)r->cluster.world.resources[i].busy_ns;
+    return scaled(r, ns, 0) / 1e9;
+}
+
+static struct sim_step step_of(const struct sim_run *r, const struct nkv_sim_report *report)
+{
+    const struct sim_charge *all = &r->cluster.charge, *head = &r->head;
+    const struct nkv_sim_config *c = r->work.config;
+    double attend_bytes = scaled(r, all->gpu_attend_bytes, 0), attend_flops = scaled(r, all->gpu_attend_flops, 0);
+    struct sim_step step = {
+        .seconds = report->step_ms / 1e3,
+        .gpu_busy_s = scaled(r, (double)r->cluster.world.resources[r->cluster.gpu].busy_ns, (double)r->head_ns) / 1e9 +
+                      report->breakdown_ms[NKV_SIM_RECALL] / 1e3,
+        .gpu_fc_s = (report->busy_ms[NKV_SIM_FC] + report->busy_ms[NKV_SIM_ALLREDUCE]) / 1e3,
+        .pnm_busy_s = pnm_busy_s(r),
+        .gpu_bytes = scaled(r, all->gpu_bytes, head->gpu_bytes),
+        .gpu_flops = scaled(r, all->gpu_flops, head->gpu_flops),
+        .pnm_bytes = scaled(r, all->pnm_bytes, 0),
+        .pnm_flops = scaled(r, all->pnm_flops, 0),
+        .link_bytes = scaled(r, all->link_bytes, 0),
+        .batch = r->work.batch,
+        .n_gpus = c->n_gpus,
+        .n_pnm = c->n_pnm,
+        .n_nodes = r->cluster.n_nodes,
+        .n_hosts = (c->n_gpus + (uint32_t)r->work.values->node.gpus_per_node - 1) /
+                   (uint32_t)r->work.values->node.gpus_per_node,
+        .plain_memory = c->mode == NKV_MODE_RECALL,
+        .full_activity = c->full_activity,
+    };
+
+    step.gpu_fc_bytes = step.gpu_bytes - attend_bytes;
+    step.gpu_fc_flops = step.gpu_flops - attend_flops;
+    return step;
+}
+
+static void report_work(const struct sim_run *r, const struct sim_step *step, struct nkv_sim_report *report)
+{
+    const struct sim_work *w = &r->work;
+
+    report->gpu_utilisation = step->gpu_busy_s / step->seconds;
+    report->pnm_utilisation = w->config->n_pnm ? step->pnm_busy_s / step->seconds / w->config->n_pnm : 0;
+    report->link_bytes_per_token = step->link_bytes / w->batch;
+    report->recall_bytes_per_token = scaled(r, r->cluster.charge.recall_bytes, 0) / w->batch;
+    report->pnm_bytes_per_token = step->pnm_bytes / w->batch;
+    report->pnm_flops_per_token = step->pnm_flops / w->batch;
+    report->gpu_bytes_per_token = step->gpu_bytes / w->batch;
+    report->gpu_flops_per_token = step->gpu_flops / w->batch;
+    report->kv_capacity_used =
+        (double)w->batch * (double)w->request_bytes / ((double)w->n_devices * (double)w->device_bytes);
+}
+
+/* Recalls per layer and request, and how well the sampled pairs pin them down. */
+static void report_recall(const struct sim_run *r, struct nkv_sim_report *report)
+{
+    const struct sim_work *w = &r->work;
+    uint32_t n_streams = w->n_streams < w->batch ? w->n_streams : w->batch;
+    double n = (double)n_streams * w->shape.n_layers * w->config->n_steps;
+    double mean = r->cluster.sample_sum / n, variance = r->cluster.sample_squares / n - mean * mean;
+    uint64_t chosen = 0, steady = 0;
+
+    for (uint32_t i = 0; i < w->batch; i++) {
+        struct nkv_seq_stats stats;
+
+        nkv_seq_stats(r->seqs[i], &stats);
+        chosen += stats.chosen_pages;
+        steady += stats.steady_pages;
+    }
+    report->recalled_pages = mean;
+    report->recalled_pages_error = n > 1 ? sqrt(fmax(variance, 0) / (n - 1)) : 0;
+    report->n_samples = (uint32_t)n;
+    report->steady_hit = chosen ? (double)steady / (double)chosen : 0;
+}
+
+static int run_report(struct sim_run *r, struct nkv_sim_report *report_out)
+{
+    struct nkv_sim_report report = {.batch = r->work.batch,
+                                    .budget_tokens = r->work.budget_tokens,
+                                    .steady_tokens = r->work.n_slots * r->work.shape.page_tokens};
+    struct sim_step step;
+
+    report_times(r, &report);
+    step = step_of(r, &report);
+    report_work(r, &step, &report);
+    report_recall(r, &report);
+    sim_account_energy(r->work.values, &step, &report);
+    sim_account_cost(r->work.values, &step, &report);
+    if (r->work.config->timeline)
+        TRY(sim_timeline_write(&r->cluster.world, r->work.config->timeline));
+    *report_out = report;
+    return 0;
+}
+
+static int run_once(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
+{
+    struct sim_run *r;
+    int status;
+
+    TRY(nkv_alloc(1, sizeof *r, &r));
+    status = sim_work_size(config, &r->work);
+    if (status == 0)
+        status = run_open(r);
+    if (status == 0)
+        status = run_steps(r);
+    if (status == 0)
+        status = run_report(r, report_out);
+    run_close(r);
+    nkv_free(r);
+    return status;
+}
+
+/*
+ * The adaptive steady share: the best modelled one of a grid that contains 0, which is pnm, and the fixed rule. The
+ * paper's fixed ratio can lose: where recall or the GPUs' floor costs more than the PNM devices save.
+ */
+static int run_adaptive(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
+{
+    static const double shares[] = {0,        1.0 / 64, 1.0 / 32, 1.0 / 16, 1.0 / 8,
+                                    3.0 / 16, 1.0 / 4,  3.0 / 8,  1.0 / 2,  3.0 / 4};
+    struct nkv_sim_config c = *config;
+    double best = NAN, most = 0;
+
+    c.timeline = NULL;
+    for (uint32_t i = 0; i <= sizeof shares / sizeof *shares; i++) {
+        struct nkv_sim_report report;
+
+        c.steady = i < sizeof shares / sizeof *shares ? shares[i] : NAN;
+        TRY(run_once(&c, &report));
+        if (report.tokens_per_s > most) {
+            most = report.tokens_per_s;
+            best = c.steady;
+        }
+    }
+    c = *config;
+    c.steady = best;
+    return run_once(&c, report_out);
+}
+
+int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
+{
+    if (config->mode == NKV_MODE_PNG && config->steady == -1)
+        return run_adaptive(config, report_out);
+    return run_once(config, report_out);
+}

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What follows from a configuration before anything runs: groups, capacities, budget, batch, resident pages.
+ *
+ * A few layers stand for all. Layers are alike, so the devices are given the same share of their capacity, and
+ * admission, which counts bytes, takes the same requests as it would with all layers.
+ *
+ *   GPU pool = GPUs x capacity x usable - weights
+ *   recall   batch = pool / (budget + open page + digests of the context)          (the paper: T_budget B <= |P|)
+ *   pnm      batch = devices x floor(device capacity / request)
+ *   png      the same, and resident tokens = min(steady x budget, pool / batch)    (the paper: T_steady B <= |P|)
+ */
+#include "sim/work.h"
+
+#include <math.h>
+#include <string.h>
+
+#define STREAM_PAGES  16384u
+#define SIM_BATCH_MAX 4096u /* of a context */
+
+double sim_layer_parameters(const struct nkv_sim_model *m)
+{
+    double head = (double)m->vocab * m->hidden;
+
+    return ((double)nkv_sim_model_parameters(m) - head) / m->n_layers;
+}
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static int check_range(const char *what, double value, double low, double high)
+{
+    if (!(value >= low && value <= high))
+        FAIL(NKV_EINVAL, "%s is %g: it must be from %g to %g", what, value, low, high);
+    return 0;
+}
+
+static int check_config(const struct nkv_sim_config *c)
+{
+    if (c->size != sizeof *c)
+        FAIL(NKV_EINVAL, "nkv_sim_config.size is %u: it must be %zu", c->size, sizeof *c);
+    if (!c->machine)
+        FAIL(NKV_EINVAL, "no machine");
+    if ((unsigned)c->mode >= NKV_MODE_COUNT)
+        FAIL(NKV_EINVAL, "mode is %d: it must be below %d", (int)c->mode, NKV_MODE_COUNT);
+    TRY(check_range("context", c->context_tokens, 64, 1u << 28));
+    TRY(check_range("GPUs", c->n_gpus, 1, 4096));
+    TRY(check_range("PNM devices", c->n_pnm, 0, 1023));
+    TRY(check_range("batch", c->batch, 0, SIM_BATCH_MAX));
+    TRY(check_range("page tokens", c->page_tokens, 1, NKV_MAX_PAGE_TOKENS));
+    TRY(check_range("micro-batches", c->micro_batches, 1, 2));
+    TRY(check_range("digest levels", c->digest_levels, 1, 2));
+    TRY(check_range("bytes per weight", c->weight_bytes, 0.25, 4));
+    TRY(check_range("steps", c->n_steps, 1, 10000));
+    TRY(check_range("simulated layers", c->n_layers, 1, NKV_MAX_LAYERS));
+    TRY(check_range("output tokens", c->output_tokens, 0, 1u << 28));
+    TRY(check_range("streams", c->n_streams, 0, 4096));
+    if (!isnan(c->steady) && c->steady != -1)
+        TRY(check_range("steady share", c->steady, 0, 1));
+    if (c->n_pnm == 0 && (c->mode == NKV_MODE_RECALL || c->mode == NKV_MODE_PNG))
+        FAIL(NKV_EINVAL, "mode %s needs PNM devices (or plain memory cards): give at least one",
+             nkv_mode_name(c->mode));
+    return 0;
+}
+
+static int split_gpus(struct sim_work *w)
+{
+    const struct nkv_sim_config *c = w->config;
+    uint32_t node = (uint32_t)w->values->node.gpus_per_node;
+
+    w->tp = c->tp ? c->tp : min_u32(c->n_gpus, node);
+    if (w->tp > c->n_gpus || c->n_gpus % w->tp)
+        FAIL(NKV_EINVAL, "%u GPUs do not split into groups of %u", c->n_gpus, w->tp);
+    w->pp = c->n_gpus / w->tp;
+    if (c->model.n_heads % w->tp)
+        FAIL(NKV_EINVAL, "%u heads of %s do not split over %u GPUs", c->model.n_heads, c->model.name, w->tp);
+    return 0;
+}
+
+static double weight_bytes(const struct sim_work *w)
+{
+    const struct nkv_sim_model *m = &w->config->model;
+    double embedding = m->tied ? 0 : (double)m->vocab * m->hidden;
+
+    return ((double)nkv_sim_model_parameters(m) + embedding) * w->config->weight_bytes;
+}
+
+static int size_memory(struct sim_work *w)
+{
+    const struct nkv_sim_config *c = w->config;
+    double weights = weight_bytes(w), one = w->values->gpu.memory_capacity * w->values->gpu.memory_usable;
+    double pool = c->n_gpus * one - weights;
+
+    if (pool < 0)
+        FAIL(NKV_ENOSPC, "the weights of %s take %.1f GB, %u GPUs have %.1f GB for them: use at least %.0f GPUs",
+             c->model.name, weights / 1e9, c->n_gpus, c->n_gpus * one / 1e9, ceil(weights / one));
+    w->pool_bytes = (uint64_t)(pool * w->share);
+    w->device_bytes = c->n_pnm ? (uint64_t)(w->values->pnm.memory_capacity * w->share) : w->pool_bytes;
+    return 0;
+}
+
+static int request_bytes(struct sim_work *w)
+{
+    struct nkv_kv_estimate estimate;
+
+    TRY(nkv_kv_estimate(&w->shape, w->max_tokens, &estimate));
+    w->request_bytes = w->config->mode == NKV_MODE_FULL ? estimate.kv_bytes : estimate.total_bytes;
+    if (w->request_bytes > w->device_bytes)
+        FAIL(NKV_ENOSPC,
+             "one request of %u tokens takes %.1f GB (pages %.1f, digests %.1f) and %s has %.1f GB: not one fits, %.1f "
+             "GB "
+             "are missing",
+             w->max_tokens, (double)w->request_bytes / w->share / 1e9, (double)estimate.kv_bytes / w->share / 1e9,
+             (double)estimate.digest_bytes / w->share / 1e9,
+             w->config->n_pnm ? "a PNM device" : "the GPUs' memory beside the weights",
+             (double)w->device_bytes / w->share / 1e9, (double)(w->request_bytes - w->device_bytes) / w->share / 1e9);
+    return 0;
+}
+
+/* Requests that fit, by arithmetic; the run then asks admission itself. */
+static uint64_t batch_limit(const struct sim_work *w)
+{
+    uint64_t batch = w->n_devices * (w->device_bytes / w->request_bytes), compute = 0;
+    struct nkv_seq_options options;
+
+    if (w->config->mode != NKV_MODE_RECALL)
+        return batch;
+    nkv_seq_options_init(&options);
+    options.mode = NKV_MODE_RECALL;
+    options.max_tokens = w->max_tokens;
+    options.granularity = w->config->granularity;
+    options.budget_tokens = options.resident_tokens = w->budget_tokens;
+    if (nkv_compute_estimate(&w->shape, &options, &compute) < 0 || compute == 0)
+        return 0;
+    return w->pool_bytes / compute < batch ? w->pool_bytes / compute : batch;
+}
+
+static int size_batch(struct sim_work *w)
+{
+    const struct nkv_sim_config *c = w->config;
+    uint64_t most = batch_limit(w);
+
+    if (most == 0)
+        FAIL(NKV_ENOSPC,
+             "the GPUs' memory beside the weights is %.1f GB: not one request's budget of %u tokens, with the digests "
+             "of its "
+             "context, fits; use more GPUs or a smaller budget",
+             (double)w->pool_bytes / w->share / 1e9, w->budget_tokens);
+    if (c->batch > most)
+        FAIL(NKV_ENOSPC, "a batch of %u: at most %llu requests fit", c->batch, (unsigned long long)most);
+    if (c->batch == 0 && most > SIM_BATCH_MAX)
+        FAIL(NKV_EINVAL, "%llu requests fit, more than a batch can be: give a batch of at most %u",
+             (unsigned long long)most, SIM_BATCH_MAX);
+    w->batch = c->batch ? c->batch : (uint32_t)most;
+    return 0;
+}
+
+static void size_slots(struct sim_work *w)
+{
+    const struct nkv_sim_config *c = w->config;
+    uint64_t page_bytes = nkv_page_bytes(&w->shape, w->shape.n_kv_heads) * w->shape.n_layers;
+    double share = isnan(c->steady) ? (double)c->n_gpus / (c->n_gpus + c->n_pnm) : c->steady;
+    uint64_t pool_pages = w->pool_bytes / w->batch / page_bytes;
+
+    w->n_slots = 0;
+    if (c->mode == NKV_MODE_RECALL)
+        w->n_slots = w->budget_pages;
+    if (c->mode == NKV_MODE_PNG)
+        w->n_slots = (uint32_t)fmin(share * w->budget_pages, (double)pool_pages);
+}
+
+/* Long contexts average over their own pages. */
+static uint32_t default_streams(const struct sim_work *w)
+{
+    uint32_t n = STREAM_PAGES / (w->max_tokens / w->config->page_tokens + 1);
+
+    return n > 4 ? 4 : n > 1 ? n : 1;
+}
+
+int sim_work_size(const struct nkv_sim_config *config, struct sim_work *w)
+{
+    const struct nkv_sim_model *m = &config->model;
+
+    *w = (struct sim_work){.config = config};
+    TRY(check_config(config));
+    w->values = &config->machine->values;
+    w->shape = (struct nkv_kv_shape){.n_layers = min_u32(config->n_layers, m->n_layers),
+                                     .n_heads = m->n_heads,
+                                     .n_kv_heads = m->n_kv_heads,
+                                     .head_dim = m->head_dim,
+                                     .page_tokens = config->page_tokens,
+                                     .dtype = NKV_F16};
+    TRY(nkv_kv_shape_check(&w->shape));
+    w->share = (double)w->shape.n_layers / m->n_layers;
+    w->n_devices = config->n_pnm ? config->n_pnm : 1;
+    w->n_steps = SIM_WARM_STEPS + config->n_steps;
+    if (w->n_steps >= config->context_tokens)
+        FAIL(NKV_EINVAL, "%u steps in a context of %u tokens", config->n_steps, config->context_tokens);
+    TRY(split_gpus(w));
+    w->max_tokens = config->context_tokens + config->output_tokens;
+    w->kept_tokens = config->context_tokens + config->output_tokens / 2 - w->n_steps;
+    TRY(nkv_sim_budget(config->budget, config->context_tokens + config->output_tokens / 2, &w->budget_tokens));
+    w->n_streams = config->n_streams ? config->n_streams : default_streams(w);
+    w->budget_pages = (w->budget_tokens + config->page_tokens - 1) / config->page_tokens;
+    TRY(size_memory(w));
+    TRY(request_bytes(w));
+    TRY(size_batch(w));
+    size_slots(w);
+    return 0;
+}
