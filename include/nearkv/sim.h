@@ -152,6 +152,70 @@ struct nkv_sim_report {
  */
 NKV_API int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *report_out);
 
+/* ---- The paper ---- */
+
+/* One configuration and its report. */
+struct nkv_sim_point {
+    const char *model; /* static storage */
+    uint32_t context_tokens, n_gpus, n_pnm;
+    enum nkv_mode mode;
+    bool adaptive; /* png with the best modelled share */
+    int status;    /* < 0: it could not be simulated, see error */
+    struct nkv_sim_report report;
+    char error[128];
+};
+
+enum nkv_sim_verdict {
+    NKV_SIM_REPRODUCED, /* a number within 25 %, or a statement that holds */
+    NKV_SIM_OFF,        /* a number farther away, or a statement that does not hold */
+};
+
+/* One number or statement of the paper (docs/simulator.md, R1-R13). */
+struct nkv_sim_claim {
+    const char *id, *text; /* static storage */
+    bool numeric;          /* else paper and ours are 1 (holds) or 0 */
+    double paper, ours;
+    enum nkv_sim_verdict verdict;
+    const char *note;             /* "", or why it cannot hold together with others */
+    uint32_t mover;               /* the assumption that moves it most */
+    double mover_low, mover_high; /* ours with that assumption at its low and high end */
+};
+
+/* What the paper leaves open, or what decides its numbers: the value chosen and the range of the tornado table. */
+struct nkv_sim_assumption {
+    const char *name, *why; /* static storage */
+    char chosen[64];
+    const char *low, *high;
+};
+
+struct nkv_sim_paper {
+    uint32_t n_claims, n_points, n_assumptions;
+    struct nkv_sim_claim *claims;
+    struct nkv_sim_point *points;
+    struct nkv_sim_assumption *assumptions;
+    double *tornado;     /* [n_assumptions][2][n_claims]: claims with an assumption at its low and high end */
+    double mean_abs_log; /* over the numbers of R1-R10 */
+    double energy_ratios[NKV_SIM_ACCOUNT_COUNT]; /* R3 in every account */
+};
+
+struct nkv_sim_paper_options {
+    uint32_t size;
+    const struct nkv_sim_machine *server, *rack;
+    struct nkv_sim_config config; /* what all points share: budget rule, locality, recall, sample sizes */
+    uint32_t n_threads;
+    bool tornado;
+    /* Told after each point; a value other than 0 stops. May be NULL. */
+    int (*progress)(void *arg, uint64_t n_done, uint64_t n_total);
+    void *progress_arg;
+};
+
+/* The configuration that all of the paper's points share. */
+NKV_API void nkv_sim_paper_config_init(struct nkv_sim_config *config);
+/* Runs every in-server and rack configuration and evaluates R1-R13. blocks. returns: 0; NKV_ECANCELED; NKV_ENOMEM. */
+NKV_API int nkv_sim_paper_run(const struct nkv_sim_paper_options *options, struct nkv_sim_paper **paper_out);
+/* NULL is allowed. */
+NKV_API void nkv_sim_paper_close(struct nkv_sim_paper *paper);
+
 /* The budget of a rule at a context. returns: 0, or NKV_EINVAL saying what a rule looks like. */
 NKV_API int nkv_sim_budget(const char *rule, uint32_t context_tokens, uint32_t *budget_out);
 

@@ -8,7 +8,8 @@
 /* One step of the whole batch, all layers. */
 struct sim_step {
     double seconds;
-    double gpu_busy_s;           /* of the group: its engine, and kernels that fetch recalled pages and wait for them */
+    double gpu_engine_s;         /* FC, scoring and attention of the group */
+    double gpu_busy_s;           /* the same, and kernels that fetch recalled pages and wait for them */
     double gpu_fc_s;             /* FC and all-reduce */
     double pnm_busy_s;           /* summed over devices */
     double gpu_bytes, gpu_flops; /* all GPUs together */

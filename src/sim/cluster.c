@@ -7,9 +7,9 @@ static int open_nodes(struct sim_cluster *cluster)
     TRY(nkv_alloc(cluster->n_nodes, sizeof *cluster->host_out, &cluster->host_out));
     TRY(nkv_alloc(cluster->n_nodes, sizeof *cluster->host_recall, &cluster->host_recall));
     for (uint32_t i = 0; i < cluster->n_nodes; i++) {
-        cluster->host_in[i] = sim_resource_add(&cluster->world, "host %u in", i);
-        cluster->host_out[i] = sim_resource_add(&cluster->world, "host %u out", i);
-        cluster->host_recall[i] = sim_resource_add(&cluster->world, "host %u recall", i);
+        cluster->host_in[i] = sim_resource_add(&cluster->world, SIM_LINK, "host %u in", i);
+        cluster->host_out[i] = sim_resource_add(&cluster->world, SIM_LINK, "host %u out", i);
+        cluster->host_recall[i] = sim_resource_add(&cluster->world, SIM_RECALL_LINK, "host %u recall", i);
     }
     return 0;
 }
@@ -21,7 +21,7 @@ int sim_cluster_open(struct sim_cluster *cluster)
 
     cluster->n_nodes = cluster->n_pnm ? (cluster->n_pnm + per_node - 1) / per_node : 1;
     TRY(sim_world_open(1 + 3 * cluster->n_nodes + 4 * cluster->n_pnm, &cluster->world));
-    cluster->gpu = sim_resource_add(&cluster->world, "GPUs");
+    cluster->gpu = sim_resource_add(&cluster->world, SIM_GPU_ENGINE, "GPUs");
     status = open_nodes(cluster);
     if (status < 0)
         sim_cluster_close(cluster);

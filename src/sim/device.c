@@ -27,6 +27,7 @@ struct sim_seq {
 struct entry {
     struct nkv_cqe cqe;
     struct sim_moment end;
+    bool kernel; /* a part of the GPUs' scoring kernel, which ends as a whole */
 };
 
 struct sim_device {
@@ -351,6 +352,7 @@ static int submit_one(struct sim_device *d, const struct nkv_cmd *cmd)
     res = run_command(&run);
     d->done[d->n_commands++ % QUEUE_ENTRIES] = run.done;
     entry->end = run.known;
+    entry->kernel = cmd->op == NKV_OP_SELECT && d->options.kind == SIM_KIND_GPU;
     entry->cqe = (struct nkv_cqe){.user_data = cmd->user_data, .res = res, .start_ns = run.ready.ns};
     if (!run.up)
         return 0;
@@ -374,6 +376,21 @@ static int sim_submit(struct nkv_device *device, const struct nkv_cmd *cmds, uin
     return 0;
 }
 
+/* Scores of a batch are known when its kernel ends. */
+static void end_kernels(struct sim_device *d)
+{
+    struct sim_moment last = {0, SIM_NO_CAUSE};
+
+    for (uint32_t i = 0; i < d->n_entries; i++)
+        if (d->entries[i].kernel)
+            last = sim_later(last, d->entries[i].end);
+    for (uint32_t i = 0; i < d->n_entries; i++)
+        if (d->entries[i].kernel) {
+            d->entries[i].end = last;
+            d->entries[i].kernel = false;
+        }
+}
+
 /* The entry that is known first; of equal ones the one submitted first. */
 static uint32_t first_entry(const struct sim_device *d)
 {
@@ -393,6 +410,7 @@ static int sim_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_
     if (min_n > max_n || min_n > d->n_entries)
         FAIL(NKV_EINVAL, "cannot wait for %u completions: %u commands are in flight", min_n, d->n_entries);
     sim_pnm_serve_up(d->cluster);
+    end_kernels(d);
     while (n < max_n && d->n_entries > 0) {
         uint32_t at = first_entry(d);
 
@@ -466,13 +484,14 @@ int sim_device_open(struct sim_cluster *cluster, const struct sim_device_options
     if (options->kind == SIM_KIND_PNM) {
         uint32_t node = options->index / (uint32_t)cluster->values->node.pnm_per_node;
 
-        d->pnm = (struct sim_pnm){.engine = sim_resource_add(&cluster->world, "pnm %u", options->index),
-                                  .link_in = sim_resource_add(&cluster->world, "pnm %u in", options->index),
-                                  .link_out = sim_resource_add(&cluster->world, "pnm %u out", options->index),
-                                  .recall_out = sim_resource_add(&cluster->world, "pnm %u recall", options->index),
-                                  .host_recall = cluster->host_recall[node],
-                                  .host_in = cluster->host_in[node],
-                                  .host_out = cluster->host_out[node]};
+        d->pnm = (struct sim_pnm){
+            .engine = sim_resource_add(&cluster->world, SIM_PNM_ENGINE, "pnm %u", options->index),
+            .link_in = sim_resource_add(&cluster->world, SIM_LINK, "pnm %u in", options->index),
+            .link_out = sim_resource_add(&cluster->world, SIM_LINK, "pnm %u out", options->index),
+            .recall_out = sim_resource_add(&cluster->world, SIM_RECALL_LINK, "pnm %u recall", options->index),
+            .host_recall = cluster->host_recall[node],
+            .host_in = cluster->host_in[node],
+            .host_out = cluster->host_out[node]};
     }
     *device_out = &d->device;
     return 0;

@@ -78,6 +78,27 @@ static int in_plan_order(const void *a, const void *b)
     return (x->user_data > y->user_data) - (x->user_data < y->user_data);
 }
 
+/* Pages that were asked for at the same time are one gather: its kernel ends when the last has come. */
+static void arrive_together(struct sim_cluster *cluster)
+{
+    uint32_t n = cluster->n_transfers, begin = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        const struct sim_transfer *up = cluster->transfers;
+        struct sim_moment last = {0, SIM_NO_CAUSE};
+
+        if (i + 1 < n && up[i + 1].submit_ns == up[begin].submit_ns)
+            continue;
+        for (uint32_t j = begin; j <= i; j++)
+            if (up[j].recall)
+                last = sim_later(last, *up[j].end);
+        for (uint32_t j = begin; j <= i; j++)
+            if (up[j].recall)
+                *up[j].end = last;
+        begin = i + 1;
+    }
+}
+
 void sim_pnm_serve_up(struct sim_cluster *cluster)
 {
     if (cluster->n_transfers > 1)
@@ -92,6 +113,7 @@ void sim_pnm_serve_up(struct sim_cluster *cluster)
             *up->end =
                 transfer(cluster, NKV_SIM_LINK, resources, up->ready, up->bytes, cluster->values->link.host_bandwidth);
     }
+    arrive_together(cluster);
     cluster->n_transfers = 0;
 }
 

@@ -275,10 +275,26 @@ static double pnm_busy_s(const struct sim_run *r)
     double ns = 0;
 
     for (uint32_t i = 0; i < r->cluster.world.n_resources; i++)
-        if (strncmp(r->cluster.world.resources[i].name, "pnm", 3) == 0 &&
-            !strchr(r->cluster.world.resources[i].name + 4, ' '))
+        if (r->cluster.world.resources[i].kind == SIM_PNM_ENGINE)
             ns += (double)r->cluster.world.resources[i].busy_ns;
     return scaled(r, ns, 0) / 1e9;
+}
+
+/* Kernels that fetch recalled pages keep the GPUs busy; copies behind the step's back (next-step recall) do not. */
+static double gather_s(const struct sim_run *r)
+{
+    const struct nkv_sim_config *c = r->work.config;
+    uint64_t most = 0;
+
+    if (c->mode != NKV_MODE_RECALL && !c->same_step_recall)
+        return 0;
+    for (uint32_t i = 0; i < r->cluster.world.n_resources; i++) {
+        const struct sim_resource *resource = &r->cluster.world.resources[i];
+
+        if (resource->kind == SIM_RECALL_LINK && resource->busy_ns > most)
+            most = resource->busy_ns;
+    }
+    return scaled(r, (double)most, 0) / 1e9;
 }
 
 static struct sim_step step_of(const struct sim_run *r, const struct nkv_sim_report *report)
@@ -288,8 +304,7 @@ static struct sim_step step_of(const struct sim_run *r, const struct nkv_sim_rep
     double attend_bytes = scaled(r, all->gpu_attend_bytes, 0), attend_flops = scaled(r, all->gpu_attend_flops, 0);
     struct sim_step step = {
         .seconds = report->step_ms / 1e3,
-        .gpu_busy_s = scaled(r, (double)r->cluster.world.resources[r->cluster.gpu].busy_ns, (double)r->head_ns) / 1e9 +
-                      report->breakdown_ms[NKV_SIM_RECALL] / 1e3,
+        .gpu_engine_s = scaled(r, (double)r->cluster.world.resources[r->cluster.gpu].busy_ns, (double)r->head_ns) / 1e9,
         .gpu_fc_s = (report->busy_ms[NKV_SIM_FC] + report->busy_ms[NKV_SIM_ALLREDUCE]) / 1e3,
         .pnm_busy_s = pnm_busy_s(r),
         .gpu_bytes = scaled(r, all->gpu_bytes, head->gpu_bytes),
@@ -307,6 +322,7 @@ static struct sim_step step_of(const struct sim_run *r, const struct nkv_sim_rep
         .full_activity = c->full_activity,
     };
 
+    step.gpu_busy_s = fmin(step.seconds, step.gpu_engine_s + gather_s(r));
     step.gpu_fc_bytes = step.gpu_bytes - attend_bytes;
     step.gpu_fc_flops = step.gpu_flops - attend_flops;
     return step;
@@ -316,7 +332,7 @@ static void report_work(const struct sim_run *r, const struct sim_step *step, st
 {
     const struct sim_work *w = &r->work;
 
-    report->gpu_utilisation = step->gpu_busy_s / step->seconds;
+    report->gpu_utilisation = step->gpu_engine_s / step->seconds;
     report->pnm_utilisation = w->config->n_pnm ? step->pnm_busy_s / step->seconds / w->config->n_pnm : 0;
     report->link_bytes_per_token = step->link_bytes / w->batch;
     report->recall_bytes_per_token = scaled(r, r->cluster.charge.recall_bytes, 0) / w->batch;

@@ -6,7 +6,8 @@
  * admission, which counts bytes, takes the same requests as it would with all layers.
  *
  *   GPU pool = GPUs x capacity x usable - weights
- *   recall   batch = pool / (budget + open page + digests of the context)          (the paper: T_budget B <= |P|)
+ *   recall   batch = pool / (budget + open page + digests of the context)          (the paper: T_budget B <= |P|);
+ *            the plain memory behind is never what limits it
  *   pnm      batch = devices x floor(device capacity / request)
  *   png      the same, and resident tokens = min(steady x budget, pool / batch)    (the paper: T_steady B <= |P|)
  */
@@ -107,7 +108,7 @@ static int request_bytes(struct sim_work *w)
 
     TRY(nkv_kv_estimate(&w->shape, w->max_tokens, &estimate));
     w->request_bytes = w->config->mode == NKV_MODE_FULL ? estimate.kv_bytes : estimate.total_bytes;
-    if (w->request_bytes > w->device_bytes)
+    if (w->config->mode != NKV_MODE_RECALL && w->request_bytes > w->device_bytes)
         FAIL(NKV_ENOSPC,
              "one request of %u tokens takes %.1f GB (pages %.1f, digests %.1f) and %s has %.1f GB: not one fits, %.1f "
              "GB "
@@ -134,7 +135,7 @@ static uint64_t batch_limit(const struct sim_work *w)
     options.budget_tokens = options.resident_tokens = w->budget_tokens;
     if (nkv_compute_estimate(&w->shape, &options, &compute) < 0 || compute == 0)
         return 0;
-    return w->pool_bytes / compute < batch ? w->pool_bytes / compute : batch;
+    return w->pool_bytes / compute;
 }
 
 static int size_batch(struct sim_work *w)
@@ -154,6 +155,8 @@ static int size_batch(struct sim_work *w)
         FAIL(NKV_EINVAL, "%llu requests fit, more than a batch can be: give a batch of at most %u",
              (unsigned long long)most, SIM_BATCH_MAX);
     w->batch = c->batch ? c->batch : (uint32_t)most;
+    if (c->mode == NKV_MODE_RECALL) /* plain memory is as large as the GPUs' batch needs */
+        w->device_bytes = w->request_bytes * ((w->batch + w->n_devices - 1) / w->n_devices);
     return 0;
 }
 

@@ -46,13 +46,14 @@ void sim_world_close(struct sim_world *world)
     *world = (struct sim_world){0};
 }
 
-uint16_t sim_resource_add(struct sim_world *world, const char *format, ...)
+uint16_t sim_resource_add(struct sim_world *world, enum sim_resource_kind kind, const char *format, ...)
 {
     struct sim_resource *resource = &world->resources[world->n_resources];
     va_list args;
 
     assert(world->n_resources < world->max_resources && world->n_resources < SIM_NO_RESOURCE);
     resource->free.cause = SIM_NO_CAUSE;
+    resource->kind = kind;
     va_start(args, format);
     vsnprintf(resource->name, sizeof resource->name, format, args);
     va_end(args);

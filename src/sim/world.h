@@ -19,8 +19,11 @@ struct sim_moment {
 };
 
 /* What serves one stage at a time. */
+enum sim_resource_kind { SIM_GPU_ENGINE, SIM_PNM_ENGINE, SIM_LINK, SIM_RECALL_LINK };
+
 struct sim_resource {
     char name[32];
+    enum sim_resource_kind kind;
     struct sim_moment free;
     uint64_t busy_ns;
 };
@@ -49,7 +52,8 @@ int sim_world_open(uint32_t max_resources, struct sim_world *world_out);
 void sim_world_close(struct sim_world *world);
 
 /* Adds a resource. pre: fewer than max_resources are there. returns: its index. */
-uint16_t sim_resource_add(struct sim_world *world, const char *format, ...) NKV_PRINTF(2, 3);
+uint16_t sim_resource_add(struct sim_world *world, enum sim_resource_kind kind, const char *format, ...)
+    NKV_PRINTF(3, 4);
 
 /* Forgets the stages so far, and counts busy time from now. */
 void sim_world_mark(struct sim_world *world);
