@@ -91,7 +91,9 @@ struct nkv_sim_config {
         n_streams; /* sequences per layer that have page scores of their own; 0: from 4 down to 1 as contexts grow */
     uint64_t seed;
     struct nkv_sim_locality locality;
-    const char *trace;    /* page scores from a recorded trace (nkv run --trace); NULL: from the locality model */
+    const char *trace; /* page scores from a recorded trace (nkv run --trace); NULL: from the locality model */
+    void (*plan_log)(void *arg, const char *line); /* the plan of the run, as in nearkv.h; NULL: none */
+    void *plan_log_arg;
     const char *timeline; /* a Chrome trace file is written there; NULL: none */
     bool full_activity;   /* activity account with every static term */
 };

@@ -38,6 +38,7 @@ struct sim_transfer {
     const struct sim_pnm *pnm;
     struct sim_moment *end; /* where the host will know */
     bool recall;
+    bool gather; /* recalled pages that the host asked for: those of a batch are one gather */
 };
 
 /* The kernel that the GPUs are at: the commands of a batch, one after the other. */

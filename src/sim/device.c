@@ -362,7 +362,8 @@ static int submit_one(struct sim_device *d, const struct nkv_cmd *cmd)
                                                 .bytes = run.up_bytes,
                                                 .pnm = &d->pnm,
                                                 .end = &entry->end,
-                                                .recall = run.recall});
+                                                .recall = run.recall,
+                                                .gather = run.recall && cmd->after == 0});
 }
 
 static int sim_submit(struct nkv_device *device, const struct nkv_cmd *cmds, uint32_t n)

@@ -78,7 +78,7 @@ static int in_plan_order(const void *a, const void *b)
     return (x->user_data > y->user_data) - (x->user_data < y->user_data);
 }
 
-/* Pages that were asked for at the same time are one gather: its kernel ends when the last has come. */
+/* Pages that the host asked for at the same time are one gather: its kernel ends when the last has come. */
 static void arrive_together(struct sim_cluster *cluster)
 {
     uint32_t n = cluster->n_transfers, begin = 0;
@@ -90,10 +90,10 @@ static void arrive_together(struct sim_cluster *cluster)
         if (i + 1 < n && up[i + 1].submit_ns == up[begin].submit_ns)
             continue;
         for (uint32_t j = begin; j <= i; j++)
-            if (up[j].recall)
+            if (up[j].gather)
                 last = sim_later(last, *up[j].end);
         for (uint32_t j = begin; j <= i; j++)
-            if (up[j].recall)
+            if (up[j].gather)
                 *up[j].end = last;
         begin = i + 1;
     }

@@ -71,7 +71,9 @@ static int open_context(struct sim_run *r)
                                           .max_batch = w->batch,
                                           .max_tokens = w->batch,
                                           .now_ns = sim_cluster_now,
-                                          .clock_arg = &r->cluster};
+                                          .clock_arg = &r->cluster,
+                                          .plan_log = w->config->plan_log,
+                                          .plan_log_arg = w->config->plan_log_arg};
 
     return nkv_context_open(&options, &r->context);
 }
