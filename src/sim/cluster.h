@@ -56,8 +56,9 @@ struct sim_cluster {
     const struct sim_values *values;
     struct nkv_kv_shape shape; /* n_layers: those simulated */
     uint32_t n_gpus, tp, pp, n_pnm, n_nodes;
-    double flops_scale;                         /* 2 for 8-bit weights */
-    uint16_t gpu;                               /* resources */
+    uint32_t interleave; /* cards that a sequence's pages are spread over: plain memory's all, a PNM device's 1 */
+    double flops_scale;  /* 2 for 8-bit weights */
+    uint16_t gpu;        /* resources */
     uint16_t *host_in, *host_out, *host_recall; /* [n_nodes] */
     struct sim_transfer *transfers;
     uint32_t n_transfers, max_transfers;

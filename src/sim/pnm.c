@@ -21,7 +21,7 @@ static struct sim_moment transfer(struct sim_cluster *cluster, enum nkv_sim_part
                                   struct sim_moment ready, double bytes, double host_bandwidth)
 {
     const struct sim_values *v = cluster->values;
-    uint64_t ns[2] = {sim_ns(bytes / v->link.device_bandwidth), sim_ns(bytes / host_bandwidth)};
+    uint64_t ns[2] = {sim_ns(bytes / (v->link.device_bandwidth * cluster->interleave)), sim_ns(bytes / host_bandwidth)};
     struct sim_moment end = ready;
 
     cluster->charge.link_bytes += bytes;

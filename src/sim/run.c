@@ -113,6 +113,7 @@ static int run_open(struct sim_run *r)
                                       .tp = w->tp,
                                       .pp = w->pp,
                                       .n_pnm = w->config->n_pnm,
+                                      .interleave = w->config->mode == NKV_MODE_RECALL ? w->config->n_pnm : 1,
                                       .flops_scale = w->config->weight_bytes <= 1 ? 2 : 1};
     TRY(sim_cluster_open(&r->cluster));
     TRY(open_source(r));
