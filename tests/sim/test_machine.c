@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Every built-in machine loads and says where each number comes from; a file with one defect is refused with its line
- * and what would be right; numbers and units; setting, copying, and every allocation failing.
+ * and what would be right; setting, copying, and every allocation failing.
  */
 #define _POSIX_C_SOURCE 200809L
 #include <stdarg.h>
@@ -296,6 +296,8 @@ static void test_no_machine(void **state)
     expect_text_refused("about: x\nbase: paper-server\n", 0, "name is missing: a machine has one");
     expect_text_refused("name: x\nbase: x\n", 2, "no built-in machine 'x'");
     expect_text_refused("\xff\xfe\x6e", 1, "invalid leading UTF-8 octet");
+    expect_text_refused("name: a\nx: b\nx: c\n", 2, "unknown key 'x'");
+    expect_text_refused("name: a\nabout: b\nname: c\nname: d\n", 4, "name is given twice");
     expect_refused("name: a\0\n", 9, 1, "control characters are not allowed");
     expect_refused(zeros, sizeof zeros, 1, "control characters are not allowed");
     assert_non_null(nested);
@@ -381,118 +383,6 @@ static void test_paths(void **state)
     assert_int_equal(nkv_sim_machine_open("/tmp", &machine), NKV_EIO);
     assert_int_equal(nkv_sim_machine_open(NULL, &machine), NKV_EINVAL);
     assert_null(machine);
-}
-
-/* ---- Numbers */
-
-struct number {
-    const char *text;
-    enum sim_unit unit;
-    double value;
-};
-
-static void test_units(void **state)
-{
-    static const struct number numbers[] = {
-        {"1", UNIT_BYTES, 1},
-        {"2 B", UNIT_BYTES, 2},
-        {"3KB", UNIT_BYTES, 3e3},
-        {"80 GB", UNIT_BYTES, 80e9},
-        {"1.5 PB", UNIT_BYTES, 1.5e15},
-        {"1 KiB", UNIT_BYTES, 1024},
-        {"512 GiB", UNIT_BYTES, 549755813888.0},
-        {"4 TiB", UNIT_BYTES, 4398046511104.0},
-        {"2.039 TB/s", UNIT_BYTES_PER_S, 2.039e12},
-        {"1 MiB/s", UNIT_BYTES_PER_S, 1048576},
-        {"312 TFLOP/s", UNIT_FLOPS, 312e12},
-        {"1 PFLOP/s", UNIT_FLOPS, 1e15},
-        {"5 KFLOP/s", UNIT_FLOPS, 5e3},
-        {"2 s", UNIT_S, 2},
-        {"2 ms", UNIT_S, 2e-3},
-        {"12 us", UNIT_S, 12e-6},
-        {"65 ns", UNIT_S, 65e-9},
-        {"64 G/s", UNIT_PER_S, 64e9},
-        {"7 1/s", UNIT_PER_S, 7},
-        {"1 T/s", UNIT_PER_S, 1e12},
-        {"400 W", UNIT_W, 400},
-        {"10.2 kW", UNIT_W, 10200},
-        {"4.5 pJ/bit", UNIT_J_PER_BIT, 4.5e-12},
-        {"1 nJ/bit", UNIT_J_PER_BIT, 1e-9},
-        {"1 J/bit", UNIT_J_PER_BIT, 1},
-        {"0.5 pJ/FLOP", UNIT_J_PER_FLOP, 0.5e-12},
-        {"20000 $", UNIT_USD, 20000},
-        {"0.181 $/kWh", UNIT_USD_PER_KWH, 0.181},
-        {"3 years", UNIT_YEARS, 3},
-        {"90 %", UNIT_ONE, 0.9},
-        {"90%", UNIT_ONE, 0.9},
-        {"0.9", UNIT_ONE, 0.9},
-        {" +1.25e-3  ", UNIT_ONE, 1.25e-3},
-        {"-4E2", UNIT_ONE, -400},
-        {".5", UNIT_ONE, 0.5},
-        {"5.", UNIT_ONE, 5},
-        {"0.1234567890123456789012345", UNIT_ONE, 0.1234567890123456789},
-        {"123456789012345678901234567890", UNIT_ONE, 123456789012345678901234567890.0},
-        {"1e-99999999999999999999", UNIT_ONE, 0},
-    };
-
-    (void)state;
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        const struct number *n = &numbers[i];
-        double value = NAN;
-
-        if (sim_number_parse(n->text, n->unit, &value) < 0)
-            fail_msg("%s: %s", n->text, nkv_last_error());
-        if (!(fabs(value - n->value) <= 4e-16 * fabs(n->value)))
-            fail_msg("%s is %.17g, not %.17g", n->text, value, n->value);
-    }
-}
-
-static void test_bad_numbers(void **state)
-{
-    static const struct number numbers[] = {
-        {"", UNIT_ONE, 0},           {"x", UNIT_ONE, 0},        {".", UNIT_ONE, 0},
-        {"-", UNIT_ONE, 0},          {"1e", UNIT_ONE, 0},       {"1e+", UNIT_ONE, 0},
-        {"1,5", UNIT_ONE, 0},        {"1 1", UNIT_ONE, 0},      {"1e400", UNIT_ONE, 0},
-        {"infinity", UNIT_ONE, 0},   {"1 GB/s", UNIT_BYTES, 0}, {"1 GB", UNIT_BYTES_PER_S, 0},
-        {"1 TFLOPS", UNIT_FLOPS, 0}, {"1 S", UNIT_S, 0},        {"1 %", UNIT_S, 0},
-        {"1 W GB", UNIT_W, 0},       {"$ 1", UNIT_USD, 0},      {"1 pJ/bit", UNIT_J_PER_FLOP, 0},
-    };
-
-    (void)state;
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        double value = -1;
-
-        if (sim_number_parse(numbers[i].text, numbers[i].unit, &value) != NKV_EINVAL)
-            fail_msg("'%s' was taken", numbers[i].text);
-        assert_true(value == -1);
-        assert_non_null(strstr(nkv_last_error(), numbers[i].text));
-    }
-}
-
-static void test_show(void **state)
-{
-    static const struct number shown[] = {
-        {"2.039 TB/s", UNIT_BYTES_PER_S, 2.039e12},
-        {"1 GB", UNIT_BYTES, 1e9},
-        {"12 us", UNIT_S, 12e-6},
-        {"1.5 s", UNIT_S, 1.5},
-        {"0 s", UNIT_S, 0},
-        {"0.9", UNIT_ONE, 0.9},
-        {"4.5 pJ/bit", UNIT_J_PER_BIT, 4.5e-12},
-        {"-2 kW", UNIT_W, -2000},
-        {"1000 PFLOP/s", UNIT_FLOPS, 1e18},
-        {"0.5 ns", UNIT_S, 0.5e-9},
-        {"3 years", UNIT_YEARS, 3},
-        {"999 B", UNIT_BYTES, 999},
-    };
-
-    (void)state;
-    for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
-        char text[32];
-
-        sim_number_show(shown[i].value, shown[i].unit, text, sizeof text);
-        assert_string_equal(text, shown[i].text);
-    }
 }
 
 /* ---- Keys, set, copy */
@@ -616,10 +506,9 @@ int main(void)
         cmocka_unit_test(test_base),        cmocka_unit_test(test_defects),
         cmocka_unit_test(test_no_machine),  cmocka_unit_test(test_contradicts_base),
         cmocka_unit_test(test_missing),     cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_paths),       cmocka_unit_test(test_units),
-        cmocka_unit_test(test_bad_numbers), cmocka_unit_test(test_show),
-        cmocka_unit_test(test_keys),        cmocka_unit_test(test_set),
-        cmocka_unit_test(test_efficiency),  cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_paths),       cmocka_unit_test(test_keys),
+        cmocka_unit_test(test_set),         cmocka_unit_test(test_efficiency),
+        cmocka_unit_test(test_allocations),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
