@@ -33,7 +33,8 @@
 struct walk {
     const struct sim_doc *doc;
     const char *wanted;            /* a key whose line is looked for, or NULL */
-    uint32_t line, line_depth;     /* of the deepest part of it, the last such */
+    bool last;                     /* which of several: the last, or the first */
+    uint32_t line, line_depth;     /* of the deepest part of it */
     size_t matched[MAX_DEPTH + 1]; /* bytes of wanted that the keys down to a depth make up, or NO_MATCH */
     bool at_value[MAX_DEPTH + 1];
     uint32_t depth, n_documents;
@@ -66,7 +67,7 @@ static void match_key(struct walk *w, const char *key, size_t bytes, uint32_t li
     bool same = bytes > 0 && strncmp(rest, key, bytes) == 0 && (rest[bytes] == '.' || rest[bytes] == 0);
 
     w->matched[w->depth] = same ? from + bytes + (rest[bytes] == '.') : NO_MATCH;
-    if (same && w->depth >= w->line_depth) {
+    if (same && w->depth + w->last > w->line_depth) {
         w->line_depth = w->depth;
         w->line = line;
     }
@@ -163,17 +164,24 @@ static int walk(struct walk *w)
     return status;
 }
 
-int sim_load_blame(int status, const struct sim_doc *doc, const char *key)
+static int blame(int status, const struct sim_doc *doc, const char *key, bool last)
 {
-    char message[512], first[128];
-    struct walk w = {.doc = doc, .wanted = key ? key : first};
+    struct walk w = {.doc = doc, .wanted = key, .last = last};
+    char message[512];
 
     snprintf(message, sizeof message, "%s", nkv_last_error());
-    snprintf(first, sizeof first, "%.*s", (int)strcspn(message, " :"), message);
     (void)walk(&w); /* only its line matters; it may fail where the document does */
     if (w.line == 0)
         FAIL(status, "%s: %s", doc->name, message);
     FAIL(status, "%s:%u: %s", doc->name, w.line, message);
+}
+
+int sim_load_blame(int status, const struct sim_doc *doc, const char *key)
+{
+    char first[128];
+
+    snprintf(first, sizeof first, "%.*s", (int)strcspn(nkv_last_error(), " :"), nkv_last_error());
+    return blame(status, doc, key ? key : first, false);
 }
 
 /* ---- libcyaml */
@@ -299,12 +307,10 @@ static int fail_load(const struct sim_doc *doc, const cyaml_schema_value_t *sche
     if (error == CYAML_ERR_INVALID_KEY && strchr(report->reason, ':'))
         return fail_unknown(doc, schema, report);
     if (error == CYAML_ERR_UNEXPECTED_EVENT)
-        (void)nkv_fail(NKV_EFORMAT, "%s is given twice", report->key);
-    else if (error == CYAML_ERR_INVALID_VALUE)
-        (void)nkv_fail(NKV_EFORMAT, "%s: %s", report->key, report->reason);
-    else
-        (void)nkv_fail(NKV_EFORMAT, "%s: %s: %s", report->key, cyaml_strerror(error), report->reason);
-    return sim_load_blame(NKV_EFORMAT, doc, report->key);
+        return blame(nkv_fail(NKV_EFORMAT, "%s is given twice", report->key), doc, report->key, true);
+    if (error == CYAML_ERR_INVALID_VALUE)
+        return blame(nkv_fail(NKV_EFORMAT, "%s: %s", report->key, report->reason), doc, report->key, false);
+    FAIL(NKV_EFORMAT, "%s: %s: %s", doc->name, cyaml_strerror(error), report->reason);
 }
 
 void sim_yaml_word(struct cyaml_schema_field *field, const char *key, size_t offset)
