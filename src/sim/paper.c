@@ -101,7 +101,7 @@ static int run_end(const struct sim_grid_run *base, uint32_t i, const char *valu
     struct nkv_sim_machine *server = NULL;
     int status;
 
-    run.config.n_layers = 2;
+    run.config.n_layers = 1;
     run.config.n_steps = 2;
     run.config.n_streams = 1;
     if (is_key(i)) {

@@ -16,6 +16,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "sim/model.h"
+
 #define STREAM_PAGES  16384u
 #define SIM_BATCH_MAX 4096u /* of a context */
 
@@ -188,6 +190,8 @@ int sim_work_size(const struct nkv_sim_config *config, struct sim_work *w)
 
     *w = (struct sim_work){.config = config};
     TRY(check_config(config));
+    TRY(sim_machine_check(config->machine));
+    TRY(sim_model_check(m));
     w->values = &config->machine->values;
     w->shape = (struct nkv_kv_shape){.n_layers = min_u32(config->n_layers, m->n_layers),
                                      .n_heads = m->n_heads,

@@ -235,8 +235,6 @@ static const struct defect defects[] = {
      "pnm.efficiency_64 is 0.95: it must not be more than pnm.efficiency_sequential, which is 0.927"},
     {"controller_power: {value: 90", "controller_power: {value: 190",
      "pnm.controller_power is 190 W: it must not be more than pnm.card_power, which is 150 W"},
-    {"recall_bandwidth: {value: 26", "recall_bandwidth: {value: 126",
-     "link.recall_bandwidth is 126 GB/s: it must not be more than link.host_bandwidth, which is 110 GB/s"},
     {"shared_recall: {value: 1", "shared_recall: {value: 0.5", "link.shared_recall is 0.5: it must be a whole number"},
     /* shapes */
     {"{value: 2039, unit: GB/s,", "2039 #", "gpu.memory_bandwidth: Expecting MAPPING, got event: SCALAR"},
@@ -429,11 +427,6 @@ static void test_set(void **state)
     assert_int_equal(nkv_sim_machine_set(copy, "gpu.busy_power=500 W"), 0);
     assert_int_equal(sim_machine_check(copy), NKV_EINVAL);
     assert_int_equal(nkv_sim_machine_set(copy, "gpu.peak_power=0.7 kW"), 0);
-    assert_int_equal(sim_machine_check(copy), 0);
-    /* a link of its own per GPU may be faster than the host's */
-    assert_int_equal(nkv_sim_machine_set(copy, "link.recall_bandwidth=200 GB/s"), 0);
-    assert_int_equal(sim_machine_check(copy), NKV_EINVAL);
-    assert_int_equal(nkv_sim_machine_set(copy, "link.shared_recall=0"), 0);
     assert_int_equal(sim_machine_check(copy), 0);
     nkv_sim_machine_close(copy);
     nkv_sim_machine_close(machine);
