@@ -57,7 +57,7 @@ static const struct study studies[] = {
     {"budget",
      "budget, 8B, 1M, 8+8",
      SMALL_1M " --mode=pnm",
-     {"--budget=60*context^0.5", "--budget=2048", "--budget=4096", "--budget=8192", "--budget=16384",
+     {"--budget=52*context^0.5", "--budget=2048", "--budget=4096", "--budget=8192", "--budget=16384",
       "--budget=context/8", "--budget=context/4"}},
     {"digests",
      "one level of digests or two, 8B, 1M, 8+8, and a budget of 4096",

@@ -194,7 +194,7 @@ const struct sim_flag sim_flags[] = {
     {"pnm", "PNM devices; 0: pages in the GPUs' memory (8)", read_pnm},
     {"tp", "GPUs of a tensor-parallel group; the groups are pipeline stages (a node's)", read_tp},
     {"batch", "requests, or max: as many as are admitted (max)", read_batch},
-    {"budget", "tokens attended per step, or a rule (context/4)", read_budget},
+    {"budget", "tokens attended per step, or a rule (52*context^0.5)", read_budget},
     {"output", "tokens that a request generates: its context grows by them (0)", read_output},
     {"steady", "share of the budget kept on the GPUs, paper or auto (paper: GPUs/(GPUs+PNM))", read_steady},
     {"page", "tokens per page (32)", read_page},
