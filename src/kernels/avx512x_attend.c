@@ -79,11 +79,6 @@ static __mmask64 bytes_below(size_t n)
     return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1;
 }
 
-static size_t prepared_bytes(size_t dim)
-{
-    return sizeof(struct query) + (dim + 63) / 64 * 128;
-}
-
 static void prepare_row(size_t dim, const float *q, struct query *out)
 {
     __m512 top = _mm512_setzero_ps(), nan = _mm512_setzero_ps();
@@ -417,7 +412,7 @@ NKV_INLINE void fold_block(int n_rows, const struct block *b, struct rows *rows)
 void nkv_avx512x_prepare_q8_0(size_t n_rows, size_t dim, const float *q, void *out)
 {
     for (size_t r = 0; r < n_rows; r++)
-        prepare_row(dim, q + r * dim, (struct query *)((char *)out + r * prepared_bytes(dim)));
+        prepare_row(dim, q + r * dim, (struct query *)((char *)out + r * nkv_prepared_row_bytes((uint32_t)dim)));
 }
 
 /* The rows first .. first + n_rows - 1, at most QUAD, which all see the first n_seen tokens. */
@@ -427,7 +422,7 @@ static void fold_rows(const struct nkv_attend *a, const char *prepared, size_t f
     rows.n = (int)n_rows;
     for (size_t r = 0; r < QUAD; r++) {
         size_t row = first + (r < n_rows ? r : n_rows - 1);
-        rows.query[r] = (const struct query *)(const void *)(prepared + row * prepared_bytes(a->dim));
+        rows.query[r] = (const struct query *)(const void *)(prepared + row * nkv_prepared_row_bytes(a->dim));
         rows.o[r] = a->o + row * a->dim;
         rows.m[r] = a->m[row];
         rows.l[r] = a->l[row];
