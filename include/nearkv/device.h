@@ -219,6 +219,7 @@ struct nkv_device_caps {
     char name[64];           /* for people: "cpu0" */
     uint64_t capacity_bytes; /* for KV pages and digests; what SEQ_OPEN divides */
     uint32_t n_threads;
+    struct nkv_kv_shape shape; /* what it was opened with: a context of another shape is refused; all 0: not told */
 };
 
 struct nkv_device_stat {

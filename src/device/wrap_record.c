@@ -132,9 +132,11 @@ static int record_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint
     int n = record->wrap.inner->ops->reap(record->wrap.inner, cqes_out, max_n, min_n);
 
     for (int i = 0; i < n; i++) {
-        uint32_t tag = nkv_wrap_finish(&record->wrap, &cqes_out[i]);
-        const struct nkv_cmd *cmd = &record->wrap.pending[tag];
+        const struct nkv_cmd *cmd;
+        uint32_t tag;
 
+        TRY(nkv_wrap_finish(&record->wrap, &cqes_out[i], &tag));
+        cmd = &record->wrap.pending[tag];
         fprintf(record->file, "{\"cqe\":%llu,\"res\":%d,\"start_ns\":%llu,\"end_ns\":%llu",
                 (unsigned long long)record->wrap.numbers[tag], cqes_out[i].res,
                 (unsigned long long)cqes_out[i].start_ns, (unsigned long long)cqes_out[i].end_ns);
