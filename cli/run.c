@@ -385,7 +385,7 @@ static int run_all(struct run *run)
     for (uint32_t i = 0; i < run->n; i++)
         if (run->answers[i].status < 0)
             rc = cli_fail("sequence %u ended: %s", i + 1, run->answers[i].error);
-    return rc;
+    return rc == CLI_OK ? session_check_devices(&run->session) : rc;
 }
 
 static void run_close(struct run *run)

@@ -206,6 +206,17 @@ int session_open_devices(struct session *session, const struct session_need *nee
     return rc == CLI_OK ? open_decoder(session, need->max_batch) : rc;
 }
 
+int session_check_devices(const struct session *session)
+{
+    for (uint32_t i = 0; i < session->n_devices; i++) {
+        struct nkv_device_report report;
+
+        if (nkv_context_device(session->context, i, &report) < 0)
+            return cli_fail("%s", nkv_last_error());
+    }
+    return CLI_OK;
+}
+
 void session_close(struct session *session)
 {
     if (session->decoder)

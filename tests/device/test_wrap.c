@@ -289,6 +289,7 @@ static void a_full_disk_ends_a_recording(void **state)
 {
     struct nkv_device_config config = rig_config(&small, 1);
     struct nkv_cmd cmd = {.op = NKV_OP_COMPUTE};
+    struct nkv_device_stat stat;
     struct nkv_cqe cqe;
     struct rig rig;
     int status = 0;
@@ -303,6 +304,12 @@ static void a_full_disk_ends_a_recording(void **state)
             assert_int_equal(rig.device->ops->reap(rig.device, &cqe, 1, 1), 1);
     }
     assert_int_equal(status, NKV_EIO);
+    assert_non_null(strstr(nkv_last_error(), "No space left on device: '/dev/full'"));
+    rig_close(&rig);
+    rig_open(&rig, "record:/dev/full:cpu", &config); /* what is still buffered is written out when stat asks */
+    assert_int_equal(rig_run(&rig, cmd), 0);
+    assert_int_equal(rig.device->ops->stat(rig.device, &stat), NKV_EIO);
+    assert_non_null(strstr(nkv_last_error(), "No space left on device: '/dev/full'"));
     rig_close(&rig);
 }
 
