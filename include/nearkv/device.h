@@ -250,9 +250,10 @@ struct nkv_device_ops {
      * returns: how many. NKV_EINVAL when fewer than min_n are in flight. After a failed completion nkv_last_error()
      * tells what was wrong with (the last of) them. */
     int (*reap)(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n);
-    /* Optional (default: NKV_ENOTSUP); a PNM or compute device of a context needs it: admission asks for free bytes. */
+    /* Optional, or NKV_ENOTSUP. Default: admission takes all of the capacity for free, and what does not fit is refused
+     * by SEQ_OPEN; several such devices fill up one by one. */
     int (*stat)(struct nkv_device *device, struct nkv_device_stat *stat_out);
-    /* Waits for the commands in flight and frees everything. */
+    /* Waits for the commands in flight and frees everything. Optional: nothing is to be freed. */
     void (*close)(struct nkv_device *device);
 };
 

@@ -85,6 +85,17 @@ int port_open(struct port *port, struct nkv_device *device, uint32_t index, cons
     return check_shape(port, shape);
 }
 
+int port_stat(const struct port *port, struct nkv_device_stat *stat_out)
+{
+    struct nkv_device_stat stat = {.size = sizeof stat};
+    int status = port->device->ops->stat ? port->device->ops->stat(port->device, &stat) : NKV_ENOTSUP;
+
+    if (status < 0 && status != NKV_ENOTSUP)
+        return status;
+    *stat_out = status < 0 ? (struct nkv_device_stat){0} : stat;
+    return 0;
+}
+
 int port_map(struct port *port, uint64_t lane_bytes)
 {
     uint64_t bytes = N_LANES * lane_bytes;

@@ -179,6 +179,8 @@ struct nkv_context {
 /* ---- port.c ---- */
 /* Checks that the device speaks this ABI and, where it tells, that it was opened with this shape. */
 int port_open(struct port *port, struct nkv_device *device, uint32_t index, const struct nkv_kv_shape *shape);
+/* What the device holds; zeros where it does not tell. */
+int port_stat(const struct port *port, struct nkv_device_stat *stat_out);
 /* Maps N_LANES times lane_bytes; nothing may be in flight. */
 int port_map(struct port *port, uint64_t lane_bytes);
 /* Queues a command; what is staged goes down with port_flush. returns: its number. */
