@@ -181,11 +181,28 @@ int text_generate(struct text *text, size_t max_bytes, uint64_t seed)
     return rc;
 }
 
+/* Bytes of the UTF-8 character that begins with `first`; 0: none does. */
+static size_t utf8_length(unsigned char first)
+{
+    return first < 0x80 ? 1 : first >> 5 == 6 ? 2 : first >> 4 == 14 ? 3 : first >> 3 == 30 ? 4 : 0;
+}
+
+size_t text_whole_characters(const char *data, size_t bytes)
+{
+    for (size_t back = 1; back <= 3 && back <= bytes; back++) {
+        unsigned char c = (unsigned char)data[bytes - back];
+
+        if (c >> 6 != 2)
+            return utf8_length(c) > back ? bytes - back : bytes;
+    }
+    return bytes;
+}
+
 /* Bytes of the UTF-8 character at p, 0 when there is none. */
 static size_t utf8_bytes(const unsigned char *p, size_t left)
 {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t n = *p < 0x80 ? 1 : *p >> 5 == 6 ? 2 : *p >> 4 == 14 ? 3 : *p >> 3 == 30 ? 4 : 0;
+    size_t n = utf8_length(*p);
     uint32_t code = *p & (n == 1 ? 0x7fu : 0xffu >> (n + 1));
 
     if (n == 0 || n > left)
