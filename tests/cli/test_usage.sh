@@ -68,6 +68,10 @@ expect 1 "create the trace file '$tmp/none/t': No such file" run -p x --trace "$
 many=()
 for _ in {1..64}; do many+=(-p x); done
 expect 1 'is missing' run "${many[@]}" --kv f32 -n 2000000
+expect 1 'is missing' bench attend --ctx 100000000
+expect 1 'is missing' bench decode --shape needle-256 --ctx 100000000
+expect 1 'is missing' bench prefill --shape needle-256 --ctx 200000000
+expect 1 '32.1 GB of weights, with 6.8 TB of caches' bench decode --shape llama-3.1-8b --weights f32 --kv bf16 --ctx 50000000 # at once
 expect 2 '--depth' eval needle --depth 1.5
 expect 2 '--modes' eval needle --modes pnm,pnm
 expect 2 'not both' eval needle -f "$tmp/empty" --text "$tmp"
