@@ -7,6 +7,7 @@ trap 'rm -rf "$tmp"' EXIT
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" <<'PY'
 import itertools
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -88,6 +89,20 @@ assert set(ends) <= set(itertools.accumulate(n for n, _ in characters(written)))
 # The seed decides what is sampled; the answer does not depend on threads.
 one = [run('run', '-p', 'x is ', '--temp', 50, '--seed', s, '-n', 20, '--json', '--threads', t)[0]['tokens'] for s, t in ((1, 1), (1, 2), (2, 1))]
 assert one[0] == one[1] and one[0] != one[2], one
+
+# A terminal gets a progress bar of the prefill; it goes when the answer comes, and a pipe never sees it.
+terminal, slave = pty.openpty()
+child = subprocess.Popen([NEARKV, 'run', '-f', text, '-p', 'The pass key is ', *map(str, sparse)], stdout=subprocess.PIPE, stderr=slave)
+os.close(slave)
+answer = child.stdout.read()
+shown = b''
+try:
+    while more := os.read(terminal, 65536):
+        shown += more
+except OSError:  # how Linux says that the other side is closed
+    pass
+assert child.wait() == 0 and answer == b'31415.\n', answer
+assert b'prefill' in shown and b'100' in shown and b'\r' in shown and b'tokens/s' in shown, shown
 
 # A trace per device.
 run('run', '-f', text, '-p', 'The pass key is ', '--trace', f'{tmp}/trace', '--json', *sparse)
