@@ -8,10 +8,12 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "cli.h"
 #include "progress.h"
@@ -52,37 +54,36 @@ void text_free(struct text *text)
     *text = (struct text){0};
 }
 
-static int read_stream(struct text *text, FILE *file, const char *path, size_t max_bytes)
+static int read_stream(struct text *text, int fd, const char *path, size_t max_bytes)
 {
     char buffer[65536];
     int rc = CLI_OK;
-    size_t n;
 
     while (rc == CLI_OK && text->bytes < max_bytes) {
         size_t room = max_bytes - text->bytes;
+        ssize_t n;
 
-        n = fread(buffer, 1, room < sizeof buffer ? room : sizeof buffer, file);
-        if (progress_interrupted())
+        if (!progress_wait_readable(fd))
             return cli_fail("interrupted while reading %s", path);
+        n = read(fd, buffer, room < sizeof buffer ? room : sizeof buffer);
+        if (n < 0)
+            return cli_usage("cannot read %s: %s", path, strerror(errno));
         if (n == 0)
             break;
-        rc = text_append(text, buffer, n);
+        rc = text_append(text, buffer, (size_t)n);
     }
-    if (rc == CLI_OK && ferror(file))
-        rc = cli_usage("cannot read %s: %s", path, strerror(errno));
     return rc;
 }
 
 static int read_file(struct text *text, const char *path, size_t max_bytes)
 {
-    FILE *file = strcmp(path, "-") == 0 ? stdin : fopen(path, "r");
-    int rc;
+    int fd = strcmp(path, "-") == 0 ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC), rc;
 
-    if (!file)
+    if (fd < 0)
         return cli_usage("cannot read %s: %s", path, strerror(errno));
-    rc = read_stream(text, file, path, max_bytes);
-    if (file != stdin)
-        fclose(file);
+    rc = read_stream(text, fd, path, max_bytes);
+    if (fd != STDIN_FILENO)
+        close(fd);
     return rc;
 }
 
