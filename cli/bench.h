@@ -5,9 +5,13 @@
 #define NKV_CLI_BENCH_H
 
 #include <getopt.h>
+#include <nearkv/model.h>
 #include <nearkv/nearkv.h>
 
-#define BENCH_SLICES 5 /* the bandwidth is measured before each slice of the steps */
+#include "estimate.h"
+
+#define BENCH_FILL_TOKENS 256u /* per step that fills a cache */
+#define BENCH_SLICES      5    /* the bandwidth is measured before each slice of the steps */
 
 int bench_main(int argc, char **argv);
 int bench_attend_main(int argc, char **argv);
@@ -36,6 +40,19 @@ void bench_source_query(struct bench_source *source, float *q);
 /* Appends n_tokens synthetic tokens to every layer, without attention. Progress on stderr when it is a terminal.
  * returns: 0 or a negative status. */
 int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens);
+
+/* Bytes of a benchmark's caches and of what it holds beside, for a model. returns: CLI_OK; CLI_USAGE after a message.
+ */
+typedef int (*bench_bytes_fn)(void *arg, const struct nkv_kv_shape *shape, const struct nkv_model_info *info,
+                              uint64_t *bytes_out);
+/*
+ * Opens a model of a known shape after checking that there is memory for its weights, for a decoder of these options,
+ * for the program (its shape is filled in: that of the model with the pages, type and digest given there) and for
+ * bench_bytes: before the first weight is made, which takes a while. returns: CLI_OK; CLI_USAGE, CLI_FAILED after a
+ * message.
+ */
+int bench_open_model(const char *shape, enum nkv_dtype weights, const struct nkv_decoder_options *decoder,
+                     struct estimate *program, bench_bytes_fn bench_bytes, void *arg, struct nkv_model **model_out);
 
 /* Sorts the n values and returns their median; *min_out is the least. */
 double bench_median(double *values, uint32_t n, double *min_out);

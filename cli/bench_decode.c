@@ -156,7 +156,8 @@ static int read_flag(int flag, const char *arg, void *read_arg)
 }
 
 /* Capacity that the sequences of all lengths need on the device and on the compute side. */
-static int estimate(struct bench *b, uint64_t *device_bytes_out, uint64_t *compute_bytes_out)
+static int cache_bytes(const struct bench *b, const struct nkv_kv_shape *shape, uint64_t *device_bytes_out,
+                       uint64_t *compute_bytes_out)
 {
     *device_bytes_out = *compute_bytes_out = 0;
     for (uint32_t i = 0; i < b->opt.n_ctx; i++) {
@@ -165,20 +166,32 @@ static int estimate(struct bench *b, uint64_t *device_bytes_out, uint64_t *compu
         uint64_t compute_bytes;
 
         seq.max_tokens = b->opt.ctx_tokens[i] + b->opt.n_steps + 1;
-        if (nkv_kv_estimate(&b->shape, seq.max_tokens, &kv) < 0 ||
-            nkv_compute_estimate(&b->shape, &seq, &compute_bytes) < 0)
+        if (nkv_kv_estimate(shape, seq.max_tokens, &kv) < 0 || nkv_compute_estimate(shape, &seq, &compute_bytes) < 0)
             return cli_usage("%s", nkv_last_error());
         *device_bytes_out += kv.total_bytes;
         *compute_bytes_out += compute_bytes;
     }
-    return cli_check_memory("the synthetic cache", *device_bytes_out + *compute_bytes_out + BANDWIDTH_BYTES);
+    return CLI_OK;
+}
+
+/* Of the caches and of the buffer that the bandwidth is measured on. */
+static int own_bytes(void *arg, const struct nkv_kv_shape *shape, const struct nkv_model_info *info,
+                     uint64_t *bytes_out)
+{
+    uint64_t device_bytes, compute_bytes;
+    int rc = cache_bytes(arg, shape, &device_bytes, &compute_bytes);
+
+    (void)info;
+    if (rc == CLI_OK)
+        *bytes_out = device_bytes + compute_bytes + BANDWIDTH_BYTES;
+    return rc;
 }
 
 static int open_devices(struct bench *b)
 {
     struct nkv_device_config config = {.size = sizeof config, .shape = b->shape, .n_threads = b->opt.n_threads};
     uint64_t compute_bytes;
-    int rc = estimate(b, &config.capacity_bytes, &compute_bytes);
+    int rc = cache_bytes(b, &b->shape, &config.capacity_bytes, &compute_bytes);
 
     if (rc != CLI_OK)
         return rc;
@@ -211,14 +224,20 @@ static int bench_open(struct bench *b)
 {
     struct nkv_context_options context = {.size = sizeof context, .n_devices = 1, .max_batch = 1};
     struct nkv_decoder_options decoder = {.size = sizeof decoder, .n_threads = b->opt.n_threads, .max_batch = 1};
-    int rc, status = nkv_model_open_random(b->opt.shape, b->opt.weights, 1, &b->model);
+    struct estimate program = {
+        .shape = {.page_tokens = b->opt.page_tokens, .dtype = b->opt.kv, .digest = b->opt.digest},
+        .mode = b->opt.seq.mode,
+        .budget_tokens = b->opt.seq.budget_tokens,
+        .chunk_tokens = BENCH_FILL_TOKENS,
+        .n_devices = 1,
+        .n_threads = b->opt.n_threads,
+    };
+    int rc = bench_open_model(b->opt.shape, b->opt.weights, &decoder, &program, own_bytes, b, &b->model);
 
-    if (status < 0)
-        return status == NKV_EINVAL ? cli_usage("--shape: %s", nkv_last_error()) : cli_fail("%s", nkv_last_error());
+    if (rc != CLI_OK)
+        return rc;
     nkv_model_info(b->model, &b->info);
-    nkv_model_kv_shape(b->model, b->opt.page_tokens, b->opt.kv, b->opt.digest, &b->shape);
-    if (nkv_kv_shape_check(&b->shape) < 0)
-        return cli_usage("%s", nkv_last_error());
+    b->shape = program.shape;
     rc = open_devices(b);
     if (rc != CLI_OK)
         return rc;

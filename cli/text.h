@@ -28,6 +28,9 @@ int text_collect(struct text *text, const char *path, size_t max_bytes);
 /* Appends about max_bytes of generated sentences, the same for the same seed. */
 int text_generate(struct text *text, size_t max_bytes, uint64_t seed);
 
+/* Bytes without the beginning of a UTF-8 character at their end whose other bytes are still to come. */
+size_t text_whole_characters(const char *data, size_t bytes);
+
 /* splitmix64: the next number. */
 uint64_t text_random(uint64_t *state);
 

@@ -29,6 +29,7 @@ struct attend {
     float *o, *m, *l;                                 /* in the window */
     uint32_t block_tokens, n_blocks, n_groups;        /* blocks of query tokens; groups of KV heads */
     uint32_t heads_per_task, n_parts, pages_per_part; /* KV heads of a group; parts of a list */
+    uint32_t task_rows;                               /* at most, rounded up to whole cache lines of m and l */
 };
 
 /* One task, decoded: rows are [KV head of the task][token][query head of the group]. */
@@ -53,9 +54,9 @@ static struct task decode(const struct attend *a, uint32_t index, uint32_t rank)
         task.m = cpu->ranks[rank].m;
         task.l = cpu->ranks[rank].l;
     } else {
-        task.o = cpu->partials + index * cpu->partial_floats;
-        task.m = task.o + (size_t)cpu->max_rows * cpu->shape.head_dim;
-        task.l = task.m + cpu->max_rows;
+        task.o = cpu->partials + index * ((size_t)a->task_rows * (cpu->shape.head_dim + 2));
+        task.m = task.o + (size_t)a->task_rows * cpu->shape.head_dim;
+        task.l = task.m + a->task_rows;
     }
     return task;
 }
@@ -310,6 +311,8 @@ static void split(struct attend *a)
     a->n_groups = shape->n_kv_heads / a->heads_per_task;
     a->block_tokens = rows_tokens > 64 ? 64 : rows_tokens ? rows_tokens : 1;
     a->n_blocks = (a->cmd->n_tokens - 1) / a->block_tokens + 1;
+    rows_tokens = a->cmd->n_tokens < a->block_tokens ? a->cmd->n_tokens : a->block_tokens;
+    a->task_rows = (uint32_t)nkv_round_up(a->heads_per_task * rows_tokens * a->cpu->group, NKV_CPU_ROW_GRAIN);
     page_bytes = nkv_page_bytes(shape, a->heads_per_task);
     least = page_bytes < TASK_BYTES ? (uint32_t)(TASK_BYTES / page_bytes) : 1;
     max_parts = (uint32_t)(NKV_CPU_PARTS / ((uint64_t)a->n_blocks * a->n_groups));
