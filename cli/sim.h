@@ -14,6 +14,8 @@ int sim_sweep_main(int argc, char **argv);
 int sim_paper_main(int argc, char **argv);
 int sim_ablate_main(int argc, char **argv);
 
+/* Makes dir, which must be writable, unless it is there. returns: CLI_OK or CLI_FAILED after a message. */
+int sim_figures_prepare(const char *dir);
 /* Writes the data and pictures of the paper's figures into dir. returns: CLI_OK or CLI_FAILED after a message. */
 int sim_figures_write(const struct nkv_sim_paper *paper, const char *dir);
 

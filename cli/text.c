@@ -246,3 +246,18 @@ int text_print_json(json_t *object)
         return cli_fail("cannot write the report to standard output");
     return CLI_OK;
 }
+
+void text_put_csv(FILE *file, const char *text)
+{
+    if (!strpbrk(text, ",\"\n")) {
+        fputs(text, file);
+        return;
+    }
+    fputc('"', file);
+    for (; *text; text++) {
+        if (*text == '"')
+            fputc('"', file);
+        fputc(*text, file);
+    }
+    fputc('"', file);
+}

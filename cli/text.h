@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* text.h: text from files and directories, and text that goes into JSON. */
+/* text.h: text from files and directories, and text that goes into JSON and CSV. */
 #ifndef NKV_CLI_TEXT_H
 #define NKV_CLI_TEXT_H
 
 #include <jansson.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 /* Grows as it is appended to; freed with text_free. */
 struct text {
@@ -39,5 +40,7 @@ json_t *text_json(const char *data, size_t bytes);
 /* Prints the object (NULL: memory was short) as one line on standard output and frees it. returns: CLI_OK, CLI_FAILED.
  */
 int text_print_json(json_t *object);
+/* A CSV field: quoted, quotes doubled, when it needs to be. */
+void text_put_csv(FILE *file, const char *text);
 
 #endif

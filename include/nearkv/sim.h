@@ -162,6 +162,7 @@ struct nkv_sim_point {
     uint32_t context_tokens, n_gpus, n_pnm;
     enum nkv_mode mode;
     bool adaptive; /* png with the best modelled share */
+    bool rack;     /* on the rack, else in the server */
     int status;    /* < 0: it could not be simulated, see error */
     struct nkv_sim_report report;
     char error[128];
