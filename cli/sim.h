@@ -41,6 +41,8 @@ void sim_options_init(struct sim_options *o);
 /* Opens machine and model. returns: CLI_OK, CLI_FAILED or CLI_USAGE after a message. */
 int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out);
 
+/* Every number of a machine, with unit and source. */
+json_t *sim_machine_json(const struct nkv_sim_machine *machine);
 /* What the configuration takes for granted: every number of the machine, the locality, the rules. */
 json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine);
 

@@ -81,12 +81,19 @@ struct nkv_sim_config {
     double steady;   /* png: share of the budget kept on the GPUs; NAN: GPUs/(GPUs+PNM); -1: the best modelled one */
     uint32_t page_tokens; /* default 32 */
     enum nkv_granularity granularity;
-    bool same_step_recall;  /* png: as the paper */
-    uint32_t micro_batches; /* 1, or 2: FC of one under the attention of the other */
-    uint32_t digest_levels; /* 1, or 2: a digest over 16 pages first */
-    double weight_bytes;    /* per parameter: 2; 1 also doubles the GPUs' rate (fp8) */
-    uint32_t n_steps;       /* measured; default 4 */
-    uint32_t n_layers;      /* simulated, the rest scaled; default 4 */
+    bool same_step_recall;   /* png: as the paper */
+    uint32_t micro_batches;  /* 1, or 2: FC of one under the attention of the other */
+    uint32_t digest_levels;  /* 1, or 2: a digest over 16 pages first */
+    double weight_bytes;     /* per parameter: 2; at most 1 also doubles the GPUs' rate (fp8) */
+    enum nkv_dtype kv_dtype; /* of K and V: default f16; q8_0 stands in for fp8 */
+    /*
+     * Steady load with in-flight batching: a request that is done gives way to the next, whose whole prompt of
+     * context_tokens is computed within a step of the others, which wait for it. Of output_tokens steps, batch - 1 hold
+     * such a prompt of another request; the report is the mean over steps with and without one.
+     */
+    bool in_flight_prefill;
+    uint32_t n_steps;  /* measured; default 4 */
+    uint32_t n_layers; /* simulated, the rest scaled; default 4 */
     uint32_t
         n_streams; /* sequences per layer that have page scores of their own; 0: from 4 down to 1 as contexts grow */
     uint64_t seed;
