@@ -12,6 +12,7 @@ int sim_main(int argc, char **argv);
 int sim_run_main(int argc, char **argv);
 int sim_sweep_main(int argc, char **argv);
 int sim_paper_main(int argc, char **argv);
+int sim_validate_main(int argc, char **argv);
 
 /* Writes the data and pictures of the paper's figures into dir. returns: CLI_OK or CLI_FAILED after a message. */
 int sim_figures_write(const struct nkv_sim_paper *paper, const char *dir);
