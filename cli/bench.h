@@ -57,6 +57,50 @@ int bench_open_model(const char *shape, enum nkv_dtype weights, const struct nkv
 /* Sorts the n values and returns their median; *min_out is the least. */
 double bench_median(double *values, uint32_t n, double *min_out);
 
+/* ---- Decoding with a model of random weights (bench_decoder.c). All but close return CLI_*, after a message. ---- */
+
+#define BENCH_MAX_SEQS 8u
+
+struct bench_decoder_options {
+    const char *shape;
+    enum nkv_dtype weights, kv;
+    enum nkv_digest digest;
+    struct nkv_seq_options seq; /* but for max_tokens */
+    uint32_t max_tokens[BENCH_MAX_SEQS], n_seqs, page_tokens, n_threads;
+};
+
+struct bench_decoder {
+    struct bench_decoder_options options;
+    struct nkv_kv_shape shape;
+    struct nkv_model_info info;
+    struct nkv_model *model;
+    struct nkv_device *device, *compute;
+    struct nkv_context *context;
+    struct nkv_decoder *decoder;
+    struct nkv_seq *seqs[BENCH_MAX_SEQS];
+    struct bench_source source;
+    float *logits;
+};
+
+/* What a step took, in ms. */
+struct bench_times {
+    double token, fc, select, attend, rest;
+};
+
+int bench_decoder_open(const struct bench_decoder_options *options, struct bench_decoder *d);
+void bench_decoder_close(struct bench_decoder *d);
+/* Fills the i-th sequence's cache up to n_tokens. */
+int bench_decoder_fill(struct bench_decoder *d, uint32_t i, uint32_t n_tokens);
+/* One token of the i-th sequence. */
+int bench_decoder_step(struct bench_decoder *d, uint32_t i, uint32_t number, struct bench_times *times_out);
+/* What the memory gives just now. */
+int bench_decoder_bandwidth(const struct bench_decoder *d, double *gb_per_s_out);
+/* Weights that a step reads: not an embedding that is not also the output matrix. */
+uint64_t bench_decoder_stream_bytes(const struct bench_decoder *d);
+/* Medians of each part; *min_token_out: the least token. */
+int bench_times_median(const struct bench_times *times, uint32_t n, struct bench_times *median_out,
+                       double *min_token_out);
+
 /*
  * Reads long options: read_flag takes each but `help`, which prints usage. returns: CLI_OK, CLI_USAGE after a message,
  * or -1: help was printed.

@@ -139,6 +139,20 @@ static int read_weights(struct sim_options *o, const char *flag, const char *arg
     return cli_usage("--%s %s: write bf16, fp8 or q8_0", flag, arg);
 }
 
+static int read_kv(struct sim_options *o, const char *flag, const char *arg)
+{
+    (void)flag;
+    return nkv_dtype_parse(arg, &o->config.kv_dtype) < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
+}
+
+static int read_prefill(struct sim_options *o, const char *flag, const char *arg)
+{
+    o->config.in_flight_prefill = strcmp(arg, "in-flight") == 0;
+    if (!o->config.in_flight_prefill && strcmp(arg, "none") != 0)
+        return cli_usage("--%s %s: write none or in-flight", flag, arg);
+    return CLI_OK;
+}
+
 static int read_steps(struct sim_options *o, const char *flag, const char *arg)
 {
     return read_u32(flag, arg, 1, 10000, &o->config.n_steps);
@@ -203,6 +217,9 @@ const struct sim_flag sim_flags[] = {
     {"micro-batches", "1, or 2: the FC of one under the attention of the other (1)", read_micro_batches},
     {"digest-levels", "1, or 2: a digest over 16 pages first (1)", read_digest_levels},
     {"weights", "bf16, fp8 or q8_0 (bf16)", read_weights},
+    {"kv", "f32, f16, bf16 or q8_0: K and V (f16)", read_kv},
+    {"prefill", "none, or in-flight: prompts of new requests are computed between the tokens of the others (none)",
+     read_prefill},
     {"set", "KEY=VALUE: a number of the machine, like pnm.memory_bandwidth=2 TB/s", read_set},
     {"steps", "measured steps (4)", read_steps},
     {"layers", "simulated layers, which stand for all (4)", read_layers},
@@ -286,7 +303,7 @@ int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out
     return CLI_OK;
 }
 
-static json_t *machine_json(const struct nkv_sim_machine *machine)
+json_t *sim_machine_json(const struct nkv_sim_machine *machine)
 {
     json_t *object = json_object();
     struct nkv_sim_number number;
@@ -303,12 +320,13 @@ json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machin
 {
     const struct nkv_sim_config *c = &o->config;
 
-    return json_pack("{s:s, s:I, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:{s:f, s:f}, s:o}", "model",
-                     c->model.name, "context", (json_int_t)c->context_tokens, "mode", nkv_mode_name(c->mode), "gpus",
-                     (json_int_t)c->n_gpus, "pnm", (json_int_t)c->n_pnm, "budget", c->budget, "recall",
+    return json_pack("{s:s, s:I, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:f, s:s, s:b, s:I, s:I, s:I, s:{s:f, s:f}, s:o}",
+                     "model", c->model.name, "context", (json_int_t)c->context_tokens, "mode", nkv_mode_name(c->mode),
+                     "gpus", (json_int_t)c->n_gpus, "pnm", (json_int_t)c->n_pnm, "budget", c->budget, "recall",
                      c->same_step_recall ? "same-step" : "next-step", "page_tokens", (json_int_t)c->page_tokens,
-                     "micro_batches", (json_int_t)c->micro_batches, "weight_bytes", c->weight_bytes, "steps",
+                     "micro_batches", (json_int_t)c->micro_batches, "weight_bytes", c->weight_bytes, "kv",
+                     nkv_dtype_name(c->kv_dtype), "in_flight_prefill", (int)c->in_flight_prefill, "steps",
                      (json_int_t)c->n_steps, "layers", (json_int_t)c->n_layers, "seed", (json_int_t)c->seed, "locality",
                      "drift", c->locality.drift, "correlation", c->locality.correlation, "machine",
-                     machine_json(machine));
+                     sim_machine_json(machine));
 }

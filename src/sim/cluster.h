@@ -57,8 +57,8 @@ struct sim_cluster {
     struct nkv_kv_shape shape; /* n_layers: those simulated */
     uint32_t n_gpus, tp, pp, n_pnm, n_nodes;
     uint32_t interleave; /* cards that a sequence's pages are spread over: plain memory's all, a PNM device's 1 */
-    double flops_scale;  /* 2 for 8-bit weights */
-    uint16_t gpu;        /* resources */
+    double weight_rate, gemm_rate;              /* of one GPU in the dense layers: B/s and FLOP/s */
+    uint16_t gpu;                               /* resources */
     uint16_t *host_in, *host_out, *host_recall; /* [n_nodes] */
     struct sim_transfer *transfers;
     uint32_t n_transfers, max_transfers;
@@ -82,7 +82,7 @@ struct sim_device_options {
 int sim_device_open(struct sim_cluster *cluster, const struct sim_device_options *options,
                     struct nkv_device **device_out);
 
-/* Fills in values, shape, n_gpus, tp, pp, n_pnm, flops_scale and pick first. */
+/* Fills in values, shape, n_gpus, tp, pp, n_pnm, weight_rate, gemm_rate and pick first. */
 int sim_cluster_open(struct sim_cluster *cluster);
 void sim_cluster_close(struct sim_cluster *cluster);
 uint64_t sim_cluster_now(void *cluster);

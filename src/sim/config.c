@@ -18,6 +18,7 @@ void nkv_sim_config_init(struct nkv_sim_config *config)
                                       .micro_batches = 1,
                                       .digest_levels = 1,
                                       .weight_bytes = 2,
+                                      .kv_dtype = NKV_F16,
                                       .n_steps = 4,
                                       .n_layers = 4,
                                       .seed = 1,
