@@ -177,6 +177,34 @@ struct nkv_sim_trace_info {
 /* returns: 0; NKV_ENOENT, NKV_EIO; NKV_EFORMAT naming file and line, or: no step that selects is recorded. */
 NKV_API int nkv_sim_trace_info(const char *trace, struct nkv_sim_trace_info *info_out);
 
+struct nkv_seq_options;
+
+struct nkv_sim_replay_options {
+    uint32_t size;
+    const struct nkv_sim_machine *machine;
+    const char *trace;
+    /* Of each recorded sequence, in the order in which they were opened and forked. */
+    const struct nkv_seq_options *sequences;
+    uint32_t n_sequences;
+    uint32_t n_gpus;                               /* of the compute side; 0: 1 */
+    void (*plan_log)(void *arg, const char *line); /* as in nearkv.h; NULL: none */
+    void *plan_log_arg;
+};
+
+struct nkv_sim_replay_report {
+    uint32_t n_sequences, n_calls; /* calls: of nkv_attend_begin */
+    double attention_ms;           /* virtual time of all of them, one after the other */
+};
+
+/*
+ * Does on simulated devices what a context did on those that were recorded: opens, forks, truncates, closes and steps
+ * in the recorded order, pages chosen by the recorded scores. The plan log is the recorded run's, line by line, if its
+ * tickets ended in the order in which they began and nothing failed. The compute device's trace is needed by recall.
+ * blocks. returns: 0; NKV_EINVAL: fewer options than sequences; NKV_EFORMAT: the trace, or what it does not tell;
+ * NKV_ENOMEM; what the runtime returns when the options are not those of the recorded sequences.
+ */
+NKV_API int nkv_sim_replay(const struct nkv_sim_replay_options *options, struct nkv_sim_replay_report *report_out);
+
 /* ---- The paper ---- */
 
 /* One configuration and its report. */
