@@ -145,6 +145,8 @@ static int open_device(struct session *session, uint32_t i, uint64_t capacity_by
 
 static int open_compute(struct session *session, uint64_t capacity_bytes)
 {
+    const char *trace = session->options.trace;
+    char spec[4096] = "cpu";
     struct nkv_device_config config = {
         .size = sizeof config,
         .shape = session->shape,
@@ -155,7 +157,9 @@ static int open_compute(struct session *session, uint64_t capacity_bytes)
 
     if (capacity_bytes == 0)
         return CLI_OK;
-    if (nkv_device_open("cpu", &config, &session->compute) < 0)
+    if (trace && snprintf(spec, sizeof spec, "record:%s.compute:cpu", trace) >= (int)sizeof spec)
+        return cli_usage("--trace: longer than %zu bytes", sizeof spec);
+    if (nkv_device_open(spec, &config, &session->compute) < 0)
         return cli_fail("%s", nkv_last_error());
     return CLI_OK;
 }
@@ -170,6 +174,7 @@ static int open_decoder(struct session *session, uint32_t max_batch)
         .compute = session->compute,
         .max_batch = max_batch,
         .max_tokens = max_batch > CHUNK_TOKENS ? max_batch : CHUNK_TOKENS,
+        .record_scores = session->options.trace != NULL,
     };
     struct nkv_decoder_options decoder = {
         .size = sizeof decoder,

@@ -24,7 +24,8 @@ const char session_help[] =
     "  --prefill dense|sparse|auto  auto: dense up to 4 times the prefill budget (auto)\n"
     "  --prefill-budget TOKENS attended per block of prompt tokens (the budget)\n"
     "  --threads N             threads of dense layers, of the compute side, of all devices together (CPUs)\n"
-    "  --trace FILE            record the devices' commands (N devices: FILE.0, FILE.1, ...)\n";
+    "  --trace FILE            record the devices' commands and page scores (N devices: FILE.0, FILE.1, ...; the\n"
+    "                          compute side: FILE.compute)\n";
 
 void session_defaults(struct session_options *options)
 {

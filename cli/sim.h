@@ -25,7 +25,9 @@ struct sim_options {
     const char *machine, *model;    /* names or paths */
     const char *sets[SIM_MAX_SETS]; /* "key=value" */
     uint32_t n_sets;
+    bool has_context, has_page, has_select, has_steps; /* given; else they follow a trace */
     struct nkv_sim_config config;
+    struct nkv_sim_trace_info trace; /* of config.trace; read by sim_options_open */
 };
 
 /* A flag that takes a value, and what it does with it. */
@@ -42,7 +44,7 @@ const struct sim_flag *sim_flag_find(const char *name);
 void sim_flags_print(FILE *file);
 
 void sim_options_init(struct sim_options *o);
-/* Opens machine and model. returns: CLI_OK, CLI_FAILED or CLI_USAGE after a message. */
+/* Opens machine and model, and looks into the trace. returns: CLI_OK, CLI_FAILED or CLI_USAGE after a message. */
 int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out);
 
 /* Every number of a machine, with unit and source. */

@@ -48,6 +48,7 @@ static int read_model(struct sim_options *o, const char *flag, const char *arg)
 
 static int read_context(struct sim_options *o, const char *flag, const char *arg)
 {
+    o->has_context = true;
     return read_u32(flag, arg, 64, 1u << 28, &o->config.context_tokens);
 }
 
@@ -97,12 +98,14 @@ static int read_steady(struct sim_options *o, const char *flag, const char *arg)
 
 static int read_page(struct sim_options *o, const char *flag, const char *arg)
 {
+    o->has_page = true;
     return read_u32(flag, arg, 1, NKV_MAX_PAGE_TOKENS, &o->config.page_tokens);
 }
 
 static int read_select(struct sim_options *o, const char *flag, const char *arg)
 {
     (void)flag;
+    o->has_select = true;
     return nkv_granularity_parse(arg, &o->config.granularity) < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 
@@ -155,6 +158,7 @@ static int read_prefill(struct sim_options *o, const char *flag, const char *arg
 
 static int read_steps(struct sim_options *o, const char *flag, const char *arg)
 {
+    o->has_steps = true;
     return read_u32(flag, arg, 1, 10000, &o->config.n_steps);
 }
 
@@ -191,6 +195,13 @@ static int read_output(struct sim_options *o, const char *flag, const char *arg)
     return read_u32(flag, arg, 0, 1u << 28, &o->config.output_tokens);
 }
 
+static int read_trace(struct sim_options *o, const char *flag, const char *arg)
+{
+    (void)flag;
+    o->config.trace = arg;
+    return CLI_OK;
+}
+
 static int read_set(struct sim_options *o, const char *flag, const char *arg)
 {
     if (o->n_sets == SIM_MAX_SETS)
@@ -225,6 +236,7 @@ const struct sim_flag sim_flags[] = {
     {"layers", "simulated layers, which stand for all (4)", read_layers},
     {"streams", "sequences with page scores of their own, which stand for all (by context)", read_streams},
     {"seed", "of the page scores (1)", read_seed},
+    {"trace", "FILE of nearkv run --trace: page scores are the recorded ones (from the locality model)", read_trace},
     {"drift", "share of the variance of log scores that wanders", read_drift},
     {"correlation", "of the wandering part from step to step", read_correlation},
 };
@@ -281,9 +293,35 @@ static int open_gguf(const char *path, struct nkv_sim_model *model_out)
     return CLI_OK;
 }
 
+/* What is not asked for is as it was recorded. */
+static int follow_trace(struct sim_options *o)
+{
+    struct nkv_sim_config *c = &o->config;
+    struct nkv_sim_trace_info *info = &o->trace;
+
+    if (!c->trace)
+        return CLI_OK;
+    if (nkv_sim_trace_info(c->trace, info) < 0)
+        return cli_fail("%s", nkv_last_error());
+    if (info->n_run_steps == 0)
+        return cli_fail("%s: %u recorded steps are too few to warm up and measure one", c->trace, info->n_steps);
+    if (!o->has_context)
+        c->context_tokens = info->context_tokens;
+    if (!o->has_page)
+        c->page_tokens = info->shape.page_tokens;
+    if (!o->has_select)
+        c->granularity = info->granularity;
+    if (!o->has_steps && c->n_steps > info->n_run_steps)
+        c->n_steps = info->n_run_steps;
+    return CLI_OK;
+}
+
 int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out)
 {
     struct nkv_sim_machine *machine;
+
+    if (follow_trace(o) != CLI_OK)
+        return CLI_FAILED;
 
     if (ends_with(o->model, ".gguf")) {
         if (open_gguf(o->model, &o->config.model) != CLI_OK)
@@ -316,17 +354,33 @@ json_t *sim_machine_json(const struct nkv_sim_machine *machine)
     return object;
 }
 
+/* Where page scores come from. */
+static json_t *scores_json(const struct sim_options *o)
+{
+    const struct nkv_sim_trace_info *info = &o->trace;
+
+    if (!o->config.trace)
+        return json_pack("{s:{s:f, s:f}}", "locality", "drift", o->config.locality.drift, "correlation",
+                         o->config.locality.correlation);
+    return json_pack("{s:{s:s, s:I, s:I, s:I, s:I, s:b}}", "trace", "file", o->config.trace, "layers",
+                     (json_int_t)info->shape.n_layers, "sequences", (json_int_t)info->n_sequences, "context",
+                     (json_int_t)info->context_tokens, "budget_tokens", (json_int_t)info->budget_tokens, "scores",
+                     info->has_scores);
+}
+
 json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine)
 {
     const struct nkv_sim_config *c = &o->config;
 
-    return json_pack("{s:s, s:I, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:f, s:s, s:b, s:I, s:I, s:I, s:{s:f, s:f}, s:o}",
-                     "model", c->model.name, "context", (json_int_t)c->context_tokens, "mode", nkv_mode_name(c->mode),
-                     "gpus", (json_int_t)c->n_gpus, "pnm", (json_int_t)c->n_pnm, "budget", c->budget, "recall",
-                     c->same_step_recall ? "same-step" : "next-step", "page_tokens", (json_int_t)c->page_tokens,
-                     "micro_batches", (json_int_t)c->micro_batches, "weight_bytes", c->weight_bytes, "kv",
-                     nkv_dtype_name(c->kv_dtype), "in_flight_prefill", (int)c->in_flight_prefill, "steps",
-                     (json_int_t)c->n_steps, "layers", (json_int_t)c->n_layers, "seed", (json_int_t)c->seed, "locality",
-                     "drift", c->locality.drift, "correlation", c->locality.correlation, "machine",
-                     sim_machine_json(machine));
+    json_t *object = json_pack(
+        "{s:s, s:I, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:f, s:s, s:b, s:I, s:I, s:I, s:o}", "model", c->model.name,
+        "context", (json_int_t)c->context_tokens, "mode", nkv_mode_name(c->mode), "gpus", (json_int_t)c->n_gpus, "pnm",
+        (json_int_t)c->n_pnm, "budget", c->budget, "recall", c->same_step_recall ? "same-step" : "next-step",
+        "page_tokens", (json_int_t)c->page_tokens, "micro_batches", (json_int_t)c->micro_batches, "weight_bytes",
+        c->weight_bytes, "kv", nkv_dtype_name(c->kv_dtype), "in_flight_prefill", (int)c->in_flight_prefill, "steps",
+        (json_int_t)c->n_steps, "layers", (json_int_t)c->n_layers, "seed", (json_int_t)c->seed, "machine",
+        sim_machine_json(machine));
+
+    json_object_update_new(object, scores_json(o));
+    return object;
 }

@@ -78,6 +78,7 @@ struct nkv_context_options {
     /* Plan log: called with one line of text per planned command and per selected set; NULL: none. */
     void (*plan_log)(void *arg, const char *line);
     void *plan_log_arg;
+    bool record_scores; /* decode steps ask the PNM devices for the scores of pages, too, for whoever records them */
 };
 
 /*

@@ -98,7 +98,7 @@ struct nkv_sim_config {
         n_streams; /* sequences per layer that have page scores of their own; 0: from 4 down to 1 as contexts grow */
     uint64_t seed;
     struct nkv_sim_locality locality;
-    const char *trace; /* page scores from a recorded trace (nkv run --trace); NULL: from the locality model */
+    const char *trace; /* page scores from a recorded trace (see below); NULL: from the locality model */
     void (*plan_log)(void *arg, const char *line); /* the plan of the run, as in nearkv.h; NULL: none */
     void *plan_log_arg;
     const char *timeline; /* a Chrome trace file is written there; NULL: none */
@@ -160,6 +160,57 @@ struct nkv_sim_report {
  * missing), or fewer than asked; NKV_ENOMEM; NKV_EFORMAT, NKV_EIO: the trace.
  */
 NKV_API int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *report_out);
+
+/* ---- Traces ----
+ *
+ * A trace is what "record:" devices wrote: FILE of the only PNM device or FILE.0, FILE.1, .. of several, and
+ * FILE.compute of the compute device (nearkv run --trace FILE writes them). With nkv_sim_config.trace a run's page
+ * scores are the recorded ones, position by position: the run's steps must be recorded, and page size, granularity,
+ * sink and recent pages are the trace's. The model may be another one: its layers take the recorded layers' scores in
+ * turn. Without recorded scores (nkv_context_options.record_scores) the rank of the chosen pages serves, which answers
+ * no larger budget than the recorded one.
+ */
+
+struct nkv_sim_trace_info {
+    struct nkv_kv_shape shape;
+    enum nkv_granularity granularity;
+    uint32_t n_sequences; /* that decode and select */
+    /* Of the one with the most steps: */
+    uint32_t context_tokens, n_steps; /* its last position is context_tokens - 1 */
+    uint32_t n_run_steps;             /* of n_steps, that a run can measure: the others warm it up */
+    uint32_t budget_tokens, sink_pages, recent_pages;
+    bool has_scores;
+};
+/* returns: 0; NKV_ENOENT, NKV_EIO; NKV_EFORMAT naming file and line, or: no step that selects is recorded. */
+NKV_API int nkv_sim_trace_info(const char *trace, struct nkv_sim_trace_info *info_out);
+
+struct nkv_seq_options;
+
+struct nkv_sim_replay_options {
+    uint32_t size;
+    const struct nkv_sim_machine *machine;
+    const char *trace;
+    /* Of each recorded sequence, in the order in which they were opened and forked. */
+    const struct nkv_seq_options *sequences;
+    uint32_t n_sequences;
+    uint32_t n_gpus;                               /* of the compute side; 0: 1 */
+    void (*plan_log)(void *arg, const char *line); /* as in nearkv.h; NULL: none */
+    void *plan_log_arg;
+};
+
+struct nkv_sim_replay_report {
+    uint32_t n_sequences, n_calls; /* calls: of nkv_attend_begin */
+    double attention_ms;           /* virtual time of all of them, one after the other */
+};
+
+/*
+ * Does on simulated devices what a context did on those that were recorded: opens, forks, truncates, closes and steps
+ * in the recorded order, pages chosen by the recorded scores. The plan log is the recorded run's, line by line, if its
+ * tickets ended in the order in which they began and nothing failed. The compute device's trace is needed by recall.
+ * blocks. returns: 0; NKV_EINVAL: fewer options than sequences; NKV_EFORMAT: the trace, or what it does not tell;
+ * NKV_ENOMEM; what the runtime returns when the options are not those of the recorded sequences.
+ */
+NKV_API int nkv_sim_replay(const struct nkv_sim_replay_options *options, struct nkv_sim_replay_report *report_out);
 
 /* ---- The paper ---- */
 

@@ -3,14 +3,15 @@
  * "record:FILE:DEVICE": writes what goes through DEVICE to FILE, one JSON object per line. FILE holds no ':'.
  *
  *   first line   {"schema":"nearkv.trace/1","backend":"cpu","shape":{"n_layers":..,"n_heads":..,"n_kv_heads":..,
- *                 "head_dim":..,"page_tokens":..,"dtype":"f16","digest":"minmax"}}
- *   submitted    {"cmd":NUMBER,"op":"select", and the fields of struct nkv_cmd that are not 0}
+ *                 "head_dim":..,"page_tokens":..,"dtype":"f16","digest":"minmax"},"capacity_bytes":..}
+ *   submitted    {"cmd":NUMBER,"op":"select","order":.., and the fields of struct nkv_cmd that are not 0}
  *   completed    {"cqe":NUMBER,"res":..,"start_ns":..,"end_ns":..}
  *   and SELECT   "chosen":[[page,..] per unit],"device":..; with NKV_STEADY "steady":..,"recall":..,"slots":..;
  *                with NKV_SCORES "scores":[[score or null per page] per unit]
  *
- * NUMBER counts commands from 0. Lines are in the order of submission and of reaping. What a SELECT wrote is read from
- * the window when its completion is reaped, before the client sees it.
+ * NUMBER counts commands from 0; `order` counts them over all recorders of the program, so that the traces of a
+ * context's devices can be put in one order. Lines are in the order of submission and of reaping. What a SELECT wrote
+ * is read from the window when its completion is reaped, before the client sees it.
  *
  * A trace that cannot be written (a full disk) makes the next submit or stat fail with NKV_EIO: a recording with holes
  * is worth nothing. stat writes out what is buffered, so that who asks it after the last command knows: at close nobody
@@ -18,6 +19,7 @@
  */
 #include <errno.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -32,6 +34,9 @@ struct record {
     char *path;
     int error; /* errno of the first write that failed; 0: none */
 };
+
+/* Of the whole program: recorders know nothing of one another, and of the clocks only that they may be coarse. */
+static atomic_uint_fast64_t n_submitted;
 
 static struct record *record_of(struct nkv_device *device)
 {
@@ -60,7 +65,8 @@ static void put_field(FILE *file, const char *name, uint64_t value)
 
 static void put_cmd(FILE *file, uint64_t number, const struct nkv_cmd *cmd)
 {
-    fprintf(file, "{\"cmd\":%llu,\"op\":\"%s\"", (unsigned long long)number, nkv_op_name(cmd->op));
+    fprintf(file, "{\"cmd\":%llu,\"op\":\"%s\",\"order\":%llu", (unsigned long long)number, nkv_op_name(cmd->op),
+            (unsigned long long)atomic_fetch_add(&n_submitted, 1));
     put_field(file, "sink", cmd->sink);
     put_field(file, "recent", cmd->recent);
     put_field(file, "flags", cmd->flags);
@@ -198,13 +204,16 @@ static const struct nkv_device_ops record_ops = {
     .copy = nkv_wrap_copy,
 };
 
-static void put_header(FILE *file, const char *backend, const struct nkv_kv_shape *shape)
+static void put_header(FILE *file, const struct nkv_device *inner, const struct nkv_kv_shape *shape,
+                       uint64_t capacity_bytes)
 {
     fprintf(file,
             "{\"schema\":\"nearkv.trace/1\",\"backend\":\"%s\",\"shape\":{\"n_layers\":%u,\"n_heads\":%u,"
-            "\"n_kv_heads\":%u,\"head_dim\":%u,\"page_tokens\":%u,\"dtype\":\"%s\",\"digest\":\"%s\"}}\n",
-            backend, shape->n_layers, shape->n_heads, shape->n_kv_heads, shape->head_dim, shape->page_tokens,
-            nkv_dtype_name(shape->dtype), nkv_digest_name(shape->digest));
+            "\"n_kv_heads\":%u,\"head_dim\":%u,\"page_tokens\":%u,\"dtype\":\"%s\",\"digest\":\"%s\"},\"capacity_"
+            "bytes\":%llu}\n",
+            inner->ops->backend, shape->n_layers, shape->n_heads, shape->n_kv_heads, shape->head_dim,
+            shape->page_tokens, nkv_dtype_name(shape->dtype), nkv_digest_name(shape->digest),
+            (unsigned long long)capacity_bytes);
 }
 
 static int open_file(struct record *record, const char *path)
@@ -222,9 +231,11 @@ static int open_file(struct record *record, const char *path)
 int nkv_record_open(const char *args, const struct nkv_device_config *config, struct nkv_device *inner,
                     struct nkv_device **device_out)
 {
+    struct nkv_device_caps caps = {.size = sizeof caps};
     struct record *record;
     int status;
 
+    TRY(inner->ops->caps(inner, &caps));
     TRY(nkv_alloc(1, sizeof *record, &record));
     nkv_wrap_init(&record->wrap, &record_ops, inner);
     record->shape = config->shape;
@@ -234,7 +245,7 @@ int nkv_record_open(const char *args, const struct nkv_device_config *config, st
         nkv_free(record);
         return status;
     }
-    put_header(record->file, inner->ops->backend, &config->shape);
+    put_header(record->file, inner, &config->shape, caps.capacity_bytes);
     *device_out = &record->wrap.device;
     return 0;
 }

@@ -46,14 +46,16 @@ static uint64_t recall_bytes(const struct nkv_kv_shape *shape, const struct nkv_
 
 static uint64_t select_bytes(const struct nkv_seq *seq, enum method method)
 {
+    uint32_t n_scored = seq->context->options.record_scores ? seq->max_pages : 0;
+
     switch (method) {
     case METHOD_BLOCKS:
         return nkv_select_layout(seq->n_units, seq->prefill_pages, 0, 0).bytes;
     case METHOD_PNM:
-        return nkv_select_layout(seq->n_units, seq->budget_pages, 0, 0).bytes;
+        return nkv_select_layout(seq->n_units, seq->budget_pages, 0, n_scored).bytes;
     case METHOD_PNG:
     case METHOD_PNG_SAME_STEP:
-        return nkv_select_layout(seq->n_units, seq->budget_pages, seq->n_slots, 0).bytes;
+        return nkv_select_layout(seq->n_units, seq->budget_pages, seq->n_slots, n_scored).bytes;
     default:
         return 0;
     }

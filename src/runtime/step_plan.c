@@ -133,6 +133,8 @@ static void begin_select_home(struct nkv_ticket *lane, uint32_t index)
         cmd.in_offset = work->home_base + work->home.q + b * work->home.q_stride;
         cmd.out_offset = work->home_base + work->home.select + b * work->home.select_stride;
         copy_q(lane->context, work, seq->home, cmd.in_offset, b * work->block_tokens, cmd.n_tokens);
+        if (work->method != METHOD_BLOCKS && lane->context->options.record_scores)
+            cmd.flags |= NKV_SCORES;
         if (steady) {
             cmd.flags |= NKV_STEADY;
             cmd.arg = seq->n_slots;

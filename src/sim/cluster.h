@@ -82,8 +82,11 @@ struct sim_device_options {
 int sim_device_open(struct sim_cluster *cluster, const struct sim_device_options *options,
                     struct nkv_device **device_out);
 
-/* Fills in values, shape, n_gpus, tp, pp, n_pnm, weight_rate, gemm_rate and pick first. */
+/* pre: values, shape, n_gpus, tp, pp, n_pnm, interleave and pick are filled in. */
 int sim_cluster_open(struct sim_cluster *cluster);
+/* What the GPUs reach in dense layers. Matrix products of 8-bit weights have half the bytes and twice the rate, and
+ * reach less of either. */
+void sim_cluster_set_rates(struct sim_cluster *cluster, double weight_bytes);
 void sim_cluster_close(struct sim_cluster *cluster);
 uint64_t sim_cluster_now(void *cluster);
 

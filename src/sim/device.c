@@ -5,7 +5,8 @@
  * for the completion.
  *
  * There is no data: the window holds page lists, and what else the host writes is ignored; pages are not copied (`copy`
- * does nothing), keys and values are never read. A sequence opens with the tokens that the simulation starts from.
+ * does nothing), keys and values are never read. A sequence opens with the tokens that the simulation starts from; from
+ * there on its layers grow, fork and are cut back as on a real device (sim/seqs.h), which takes no time.
  *
  * Queries are charged to the link once: a command whose q the device has from the one before finds it in its buffer.
  */
@@ -13,16 +14,9 @@
 #include <string.h>
 
 #include "sim/cluster.h"
+#include "sim/seqs.h"
 
 #define QUEUE_ENTRIES 1024u
-
-struct sim_seq {
-    uint32_t id, ordinal;
-    uint64_t bytes;
-    bool open, slots;
-    uint64_t q_offset; /* of the query that is in the device's buffer */
-    uint32_t q_pos, q_layer;
-};
 
 struct entry {
     struct nkv_cqe cqe;
@@ -36,9 +30,8 @@ struct sim_device {
     struct sim_device_options options;
     struct sim_pnm pnm;
     struct nkv_region window;
-    uint32_t n_sequences;
-    struct sim_seq *sequences;
-    uint64_t used_bytes, n_commands;
+    struct sim_seqs seqs;
+    uint64_t n_commands;
     uint32_t n_entries;
     struct entry entries[QUEUE_ENTRIES];   /* submitted, not reaped; in the order of submission */
     struct sim_moment done[QUEUE_ENTRIES]; /* on the device, by number modulo QUEUE_ENTRIES, for `after` */
@@ -47,14 +40,6 @@ struct sim_device {
 static struct sim_device *sim_of(struct nkv_device *device)
 {
     return (struct sim_device *)(void *)device;
-}
-
-static struct sim_seq *find(struct sim_device *d, uint32_t id)
-{
-    for (uint32_t i = 0; i < d->options.max_sequences; i++)
-        if (d->sequences[i].open && d->sequences[i].id == id)
-            return &d->sequences[i];
-    return NULL;
 }
 
 /* ---- Commands. Each returns its result and sets when it is done on the device and when the host knows. ---- */
@@ -69,46 +54,31 @@ struct run {
     bool up, recall;
 };
 
-static uint64_t seq_bytes(const struct sim_device *d, const struct nkv_cmd *cmd)
+/* Sequences of a batch are counted on both kinds of devices, so that a mirror has its sequence's scores. */
+static void count_seq(struct sim_device *d, struct sim_seq *seq)
 {
-    const struct nkv_kv_shape *shape = &d->cluster->shape;
-    struct nkv_kv_estimate estimate = {0};
-
-    if (nkv_kv_estimate(shape, cmd->n_tokens, &estimate) < 0)
-        return UINT64_MAX;
-    if (cmd->flags & (NKV_SLOTS | NKV_NO_DIGEST))
-        return estimate.kv_bytes;
-    return cmd->flags & NKV_NO_PAGES ? estimate.digest_bytes + estimate.page_bytes : estimate.total_bytes;
+    seq->ordinal = d->cluster->n_opened[d->options.kind];
+    d->cluster->n_opened[d->options.kind] += !(seq->flags & NKV_SLOTS);
 }
 
 static int run_open(struct sim_device *d, const struct nkv_cmd *cmd)
 {
-    uint64_t bytes = seq_bytes(d, cmd);
-    bool slots = cmd->flags & NKV_SLOTS, holds = !(cmd->flags & (NKV_SLOTS | NKV_NO_PAGES));
+    uint32_t kept = d->options.kept_tokens < cmd->n_tokens ? d->options.kept_tokens : cmd->n_tokens;
+    struct sim_seq *seq;
 
-    if (bytes > d->options.capacity_bytes - d->used_bytes)
-        FAIL(NKV_ENOSPC, "%llu bytes for a sequence, %llu are free", (unsigned long long)bytes,
-             (unsigned long long)(d->options.capacity_bytes - d->used_bytes));
-    for (uint32_t i = 0; i < d->options.max_sequences; i++) {
-        struct sim_seq *seq = &d->sequences[i];
-
-        if (seq->open)
-            continue;
-        *seq = (struct sim_seq){.id = cmd->seq, .bytes = bytes, .open = true, .slots = slots, .q_offset = UINT64_MAX};
-        seq->ordinal = d->cluster->n_opened[d->options.kind];
-        d->cluster->n_opened[d->options.kind] += !slots;
-        d->used_bytes += bytes;
-        d->n_sequences++;
-        return holds ? (int)(d->options.kept_tokens < cmd->n_tokens ? d->options.kept_tokens : cmd->n_tokens) : 0;
-    }
-    FAIL(NKV_ENOSPC, "more than %u sequences on a simulated device", d->options.max_sequences);
+    if (cmd->flags & (NKV_SLOTS | NKV_NO_PAGES))
+        kept = 0;
+    TRY(sim_seqs_add(&d->seqs, cmd, kept, &seq));
+    count_seq(d, seq);
+    return (int)kept;
 }
 
-static int run_close(struct sim_device *d, struct sim_seq *seq)
+static int run_fork(struct sim_device *d, const struct nkv_cmd *cmd)
 {
-    seq->open = false;
-    d->used_bytes -= seq->bytes;
-    d->n_sequences--;
+    struct sim_seq *seq;
+
+    TRY(sim_seqs_fork(&d->seqs, cmd, &seq));
+    count_seq(d, seq);
     return 0;
 }
 
@@ -148,6 +118,7 @@ static int run_append(struct run *run)
     const struct nkv_cmd *cmd = run->cmd;
     struct sim_cost cost = sim_cost_append(&c->shape, cmd->n_tokens);
 
+    TRY(sim_seq_extend(run->seq, cmd->layer, cmd->pos, cmd->n_tokens));
     run->seq->q_offset = UINT64_MAX; /* a new layer or step */
     if (on_pnm(run)) {
         struct sim_moment there =
@@ -207,10 +178,13 @@ static int run_select(struct run *run)
     uint8_t *out = (uint8_t *)d->window.base + cmd->out_offset;
     const uint8_t *resident = steady ? (const uint8_t *)d->window.base + cmd->list_offset : NULL;
     double n_scored = 0;
-    int n = sim_pick_select(c->pick, cmd, run->seq->ordinal, resident, out, &n_scored);
-    struct sim_cost cost = sim_cost_score(&c->shape, cmd->n_tokens, n_scored, c->values->pnm.score_flops);
+    struct sim_cost cost;
+    int n;
 
+    TRY(sim_seq_check(run->seq, cmd->layer, cmd->pos, cmd->n_tokens));
+    n = sim_pick_select(c->pick, cmd, run->seq->ordinal, resident, out, &n_scored);
     TRY(n);
+    cost = sim_cost_score(&c->shape, cmd->n_tokens, n_scored, c->values->pnm.score_flops);
     bring_q(run, steady ? 4.0 * n_units(run) * (cmd->arg + 1) : 0);
     if (!on_pnm(run)) {
         run->done = run->known = sim_gpu_score(c, run->ready, cmd, &cost);
@@ -233,7 +207,7 @@ static double n_attended(const struct run *run)
         return n_held;
     for (uint32_t unit = 0; unit < n_units(run); unit++) {
         const uint32_t *list = list_at(run, unit);
-        bool open = !run->seq->slots && list[0] && list[list[0]] == (n_held - 1) / page_tokens;
+        bool open = !(run->seq->flags & NKV_SLOTS) && list[0] && list[list[0]] == (n_held - 1) / page_tokens;
 
         n += (double)list[0] * page_tokens - (open ? (page_tokens - n_held % page_tokens) % page_tokens : 0);
     }
@@ -247,6 +221,8 @@ static int run_attend(struct run *run)
     double tokens = n_attended(run);
     struct sim_cost cost = sim_cost_attend(&c->shape, run->cmd->n_tokens, tokens);
 
+    if (!(run->seq->flags & NKV_SLOTS))
+        TRY(sim_seq_check(run->seq, run->cmd->layer, run->cmd->pos, run->cmd->n_tokens));
     bring_q(run, 0);
     if (!on_pnm(run)) {
         c->charge.gpu_attend_bytes += cost.bytes;
@@ -267,6 +243,8 @@ static int run_read(struct run *run)
     if (run->cmd->flags & NKV_DIGEST) {
         double bytes = (double)run->cmd->n_pages * c->shape.n_kv_heads * (double)nkv_digest_bytes(&c->shape);
 
+        TRY(sim_seq_check(run->seq, run->cmd->layer, run->cmd->pos * c->shape.page_tokens,
+                          run->cmd->n_pages * c->shape.page_tokens));
         send_up(run, bytes, false);
         return (int)run->cmd->n_pages;
     }
@@ -280,6 +258,21 @@ static int run_read(struct run *run)
     return (int)n;
 }
 
+/* The way was charged to READ; writing is hidden behind it. */
+static int run_write(struct run *run)
+{
+    const struct nkv_cmd *cmd = run->cmd;
+    uint32_t page_tokens = run->d->cluster->shape.page_tokens;
+
+    if (run->seq->flags & NKV_SLOTS)
+        return (int)cmd->n_pages;
+    if (cmd->flags & NKV_DIGEST)
+        TRY(sim_seq_extend(run->seq, cmd->layer, cmd->pos * page_tokens, cmd->n_pages * page_tokens));
+    else
+        TRY(sim_seq_extend(run->seq, cmd->layer, run->seq->lengths[cmd->layer], cmd->n_tokens));
+    return (int)cmd->n_pages;
+}
+
 static int run_command(struct run *run)
 {
     struct sim_device *d = run->d;
@@ -287,18 +280,19 @@ static int run_command(struct run *run)
 
     if (cmd->op == NKV_OP_SEQ_OPEN)
         return run_open(d, cmd);
+    if (cmd->op == NKV_OP_SEQ_FORK)
+        return run_fork(d, cmd);
     if (cmd->op == NKV_OP_COMPUTE) {
         run->done = run->known = sim_gpu_fc(d->cluster, run->ready, cmd);
         return 0;
     }
-    run->seq = find(d, cmd->seq);
-    if (!run->seq)
-        FAIL(NKV_ENOENT, "no sequence %u on this device", cmd->seq);
+    TRY(sim_seqs_find(&d->seqs, cmd->seq, &run->seq));
     switch (cmd->op) {
     case NKV_OP_SEQ_CLOSE:
-        return run_close(d, run->seq);
-    case NKV_OP_SEQ_TRUNCATE:
+        sim_seqs_remove(&d->seqs, run->seq);
         return 0;
+    case NKV_OP_SEQ_TRUNCATE:
+        return sim_seqs_truncate(&d->seqs, run->seq, cmd->pos);
     case NKV_OP_APPEND:
         return run_append(run);
     case NKV_OP_SELECT:
@@ -307,8 +301,8 @@ static int run_command(struct run *run)
         return run_attend(run);
     case NKV_OP_READ:
         return run_read(run);
-    case NKV_OP_WRITE: /* the way was charged to READ; writing is hidden behind it */
-        return (int)cmd->n_pages;
+    case NKV_OP_WRITE:
+        return run_write(run);
     default:
         FAIL(NKV_ENOTSUP, "op %u on a simulated device", cmd->op);
     }
@@ -431,9 +425,9 @@ static int sim_stat(struct nkv_device *device, struct nkv_device_stat *stat_out)
     const struct sim_device *d = sim_of(device);
 
     *stat_out = (struct nkv_device_stat){.size = sizeof *stat_out,
-                                         .used_bytes = d->used_bytes,
+                                         .used_bytes = d->seqs.used_bytes,
                                          .n_commands = d->n_commands,
-                                         .n_sequences = d->n_sequences};
+                                         .n_sequences = d->seqs.n_open};
     return 0;
 }
 
@@ -451,7 +445,7 @@ static void sim_close(struct nkv_device *device)
     struct sim_device *d = sim_of(device);
 
     nkv_region_close(&d->window);
-    nkv_free(d->sequences);
+    sim_seqs_free(&d->seqs);
     nkv_free(d);
 }
 
@@ -477,7 +471,7 @@ int sim_device_open(struct sim_cluster *cluster, const struct sim_device_options
     d->device.ops = &sim_ops;
     d->cluster = cluster;
     d->options = *options;
-    status = nkv_alloc(options->max_sequences, sizeof *d->sequences, &d->sequences);
+    status = sim_seqs_init(&cluster->shape, options->capacity_bytes, options->max_sequences, &d->seqs);
     if (status < 0) {
         nkv_free(d);
         return status;

@@ -76,23 +76,22 @@ static int wander_begin(const struct sim_locality *l, struct wander *w)
     return nkv_alloc(l->max_pages, sizeof *w->z, &w->z);
 }
 
-static int locality_scores(struct sim_source *source, uint32_t stream, uint32_t layer, uint32_t unit, uint32_t pos,
-                           uint32_t begin, uint32_t end, float *scores_out)
+static int locality_scores(struct sim_source *source, const struct sim_query *query, float *scores_out)
 {
     struct sim_locality *l = (struct sim_locality *)(void *)source;
-    uint32_t at = (stream * l->n_layers + layer) * l->n_units + unit;
+    uint32_t at = (query->stream * l->n_layers + query->layer) * l->n_units + query->unit;
     struct wander *w = &l->wanders[at];
     uint64_t key = mix(l->seed + at);
     float lasting = (float)sqrt(1 - l->drift), drifting = (float)sqrt(l->drift);
 
     if (!w->z)
         TRY(wander_begin(l, w));
-    if (pos > w->pos)
-        wander_to(l, w, key, pos);
-    if (end > w->n_pages)
-        add_pages(w, key, end);
-    for (uint32_t page = begin; page < end; page++)
-        scores_out[page - begin] = lasting * w->popularity[page] + drifting * w->z[page];
+    if (query->pos > w->pos)
+        wander_to(l, w, key, query->pos);
+    if (query->end > w->n_pages)
+        add_pages(w, key, query->end);
+    for (uint32_t page = query->begin; page < query->end; page++)
+        scores_out[page - query->begin] = lasting * w->popularity[page] + drifting * w->z[page];
     return 0;
 }
 

@@ -142,9 +142,18 @@ static int choose(struct job *job, uint32_t unit)
     struct sim_pick *pick = job->pick;
     struct sim_source *source = pick->options.source;
 
+    struct sim_query query = {.stream = job->stream,
+                              .layer = job->cmd->layer,
+                              .unit = unit,
+                              .pos = job->pos,
+                              .n_tokens = job->cmd->n_tokens,
+                              .n_pages = job->cmd->n_pages};
+
     TRY(nkv_select_range(&job->rule, &job->begin, &job->end));
+    query.begin = job->begin;
+    query.end = job->end;
     if (job->begin < job->end)
-        TRY(source->scores(source, job->stream, job->cmd->layer, unit, job->pos, job->begin, job->end, pick->scores));
+        TRY(source->scores(source, &query, pick->scores));
     return (int)nkv_select_pages(&job->rule, pick->scores, pick->ranked, pick->chosen);
 }
 
@@ -311,22 +320,26 @@ static bool kept(const struct job *job, uint64_t in_bytes)
 {
     const struct pair *pair = job->pair;
 
-    return pair->valid && pair->pos == job->pos && pair->in_bytes == in_bytes && pair->out_bytes == job->layout.bytes &&
+    return !job->pick->options.source->stream_of && pair->valid && pair->pos == job->pos &&
+           pair->in_bytes == in_bytes && pair->out_bytes == job->layout.bytes &&
            (in_bytes == 0 || memcmp(pair->in, job->resident, in_bytes) == 0);
 }
 
 int sim_pick_select(struct sim_pick *pick, const struct nkv_cmd *cmd, uint32_t ordinal, const uint8_t *resident,
                     uint8_t *out, double *n_scored_out)
 {
+    struct sim_source *source = pick->options.source;
+    int stream = source->stream_of ? source->stream_of(source, cmd->seq) : (int)(ordinal % source->n_streams);
     struct job job = {.pick = pick,
                       .cmd = cmd,
-                      .stream = ordinal % pick->options.source->n_streams,
+                      .stream = (uint32_t)stream,
                       .n_units = cmd->flags & NKV_PER_HEAD ? pick->options.shape.n_kv_heads : 1,
                       .resident = resident,
                       .out = out};
     uint64_t in_bytes = resident ? job.n_units * nkv_list_stride(cmd->arg) : 0;
     bool settle;
 
+    TRY(stream);
     job.pair = &pick->pairs[job.stream * pick->options.shape.n_layers + cmd->layer];
     rule_at(&job, cmd->pos);
     job.layout = nkv_select_layout(job.n_units, cmd->n_pages, cmd->arg, cmd->flags & NKV_SCORES ? job.rule.n_total : 0);
@@ -335,7 +348,7 @@ int sim_pick_select(struct sim_pick *pick, const struct nkv_cmd *cmd, uint32_t o
         *n_scored_out = job.pair->n_scored;
         return job.pair->res;
     }
-    settle = resident && !job.pair->begun && slots_empty(&job);
+    settle = resident && source->n_before > 0 && !job.pair->begun && slots_empty(&job);
     job.pair->n_scored = 0;
     for (uint32_t unit = 0; unit < job.n_units; unit++) {
         job.pair->res = answer_unit(&job, unit, settle);

@@ -7,17 +7,26 @@
 
 #include <nearkv/device.h>
 
+/* The scores that one unit of a SELECT needs: of pages begin .. end-1. */
+struct sim_query {
+    uint32_t stream, layer, unit;
+    uint32_t pos, n_tokens, n_pages; /* of the command */
+    uint32_t begin, end;
+};
+
 /*
  * A source of page scores. A *stream* is one sequence's; streams repeat over the sequences of a batch, so that sampled
  * (sequence, layer) pairs stand for all.
  */
 struct sim_source {
-    /* Scores of pages begin .. end-1 for the query token at pos. Calls for one (stream, layer, unit) come with pos that
-     * never falls. returns: 0, or an error. */
-    int (*scores)(struct sim_source *source, uint32_t stream, uint32_t layer, uint32_t unit, uint32_t pos,
-                  uint32_t begin, uint32_t end, float *scores_out);
+    /* Calls for one (stream, layer, unit) come with pos that never falls, unless the source tells streams apart by
+     * stream_of. returns: 0, or an error. */
+    int (*scores)(struct sim_source *source, const struct sim_query *query, float *scores_out);
+    /* The stream of a sequence's id, or an error: every SELECT is then a query of its own, none is answered from what
+     * is kept. NULL: sequences take streams in turn. */
+    int (*stream_of)(struct sim_source *source, uint32_t seq);
     uint32_t n_streams;
-    uint32_t n_before; /* steps before the first query for which it has scores */
+    uint32_t n_before; /* steps before the first query for which it has scores; 0: the run begins where they begin */
 };
 
 struct sim_pick;

@@ -61,13 +61,13 @@ static void mix(struct nkv_sim_report *report, const struct nkv_sim_report *othe
     report->full_tokens_per_usd = 1e6 / report->full_usd_per_mtoken;
 }
 
-int sim_run_loaded(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
+int sim_run_loaded(const struct nkv_sim_config *config, struct sim_trace *trace, struct nkv_sim_report *report_out)
 {
     struct nkv_sim_config c = *config;
     struct nkv_sim_report with;
     double n, whole;
 
-    TRY(sim_run_steps(&c, 0, report_out));
+    TRY(sim_run_steps(&c, trace, 0, report_out));
     n = (report_out->batch - 1.0) / c.output_tokens;
     whole = ceil(n);
     if (whole == 0)
@@ -77,7 +77,7 @@ int sim_run_loaded(const struct nkv_sim_config *config, struct nkv_sim_report *r
              "a step with %.0f prompts of %u tokens: at most %.0f tokens; let requests generate more than %u", whole,
              c.context_tokens, MOST_ROWS, c.output_tokens);
     c.timeline = NULL;
-    TRY(sim_run_steps(&c, (uint32_t)whole, &with));
+    TRY(sim_run_steps(&c, trace, (uint32_t)whole, &with));
     mix(report_out, &with, n / whole);
     return 0;
 }

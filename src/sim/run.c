@@ -19,7 +19,8 @@
 struct sim_run {
     struct sim_work work;
     struct sim_cluster cluster;
-    struct sim_locality *locality;
+    struct sim_locality *locality;     /* or, */
+    struct sim_trace_source *recorded; /* with a trace */
     struct nkv_device **devices, *compute;
     struct nkv_context *context;
     struct nkv_seq **seqs;
@@ -36,9 +37,16 @@ static int open_source(struct sim_run *r)
     uint32_t max_pages = r->work.max_tokens / c->page_tokens + 2;
     struct sim_pick_options pick = {.shape = r->work.shape, .max_pages = max_pages, .digest_levels = c->digest_levels};
 
-    TRY(sim_locality_open(&c->locality, c->seed, r->work.n_streams, r->work.shape.n_layers, n_units, max_pages,
-                          &r->locality));
-    pick.source = sim_locality_source(r->locality);
+    if (r->work.trace) {
+        TRY(sim_trace_source_open(r->work.trace, r->work.kept_tokens, r->work.kept_tokens + r->work.n_steps,
+                                  c->n_streams, &r->recorded));
+        pick.source = sim_trace_source(r->recorded);
+        r->work.n_streams = pick.source->n_streams;
+    } else {
+        TRY(sim_locality_open(&c->locality, c->seed, r->work.n_streams, r->work.shape.n_layers, n_units, max_pages,
+                              &r->locality));
+        pick.source = sim_locality_source(r->locality);
+    }
     return sim_pick_open(&pick, &r->cluster.pick);
 }
 
@@ -91,6 +99,8 @@ static int open_seqs(struct sim_run *r)
     options.granularity = w->config->granularity;
     options.resident_tokens = w->n_slots * page_tokens;
     options.same_step_recall = w->config->same_step_recall;
+    options.sink_pages = w->sink_pages;
+    options.recent_pages = w->recent_pages;
     TRY(nkv_alloc(w->batch, sizeof(struct nkv_seq *), &r->seqs));
     TRY(nkv_alloc(w->batch, sizeof *r->items, &r->items));
     TRY(nkv_alloc((size_t)w->shape.n_heads * w->shape.head_dim, sizeof *r->q, &r->q));
@@ -101,17 +111,6 @@ static int open_seqs(struct sim_run *r)
         r->items[i] = (struct nkv_attend_item){r->seqs[i], 1, r->q, r->kv, r->kv, r->out};
     }
     return 0;
-}
-
-/* Matrix products of 8-bit weights have half the bytes and twice the rate, and reach less of either. */
-static void set_rates(struct sim_run *r)
-{
-    const struct sim_values *v = r->work.values;
-    bool bits8 = r->work.config->weight_bytes <= 1;
-
-    r->cluster.weight_rate =
-        v->gpu.memory_bandwidth * (bits8 ? v->gpu.weight_efficiency_8bit : v->gpu.weight_efficiency);
-    r->cluster.gemm_rate = v->gpu.compute_rate * (bits8 ? 2 * v->gpu.gemm_efficiency_8bit : v->gpu.gemm_efficiency);
 }
 
 static int run_open(struct sim_run *r)
@@ -125,7 +124,7 @@ static int run_open(struct sim_run *r)
                                       .pp = w->pp,
                                       .n_pnm = w->config->n_pnm,
                                       .interleave = w->config->mode == NKV_MODE_RECALL ? w->config->n_pnm : 1};
-    set_rates(r);
+    sim_cluster_set_rates(&r->cluster, w->config->weight_bytes);
     TRY(sim_cluster_open(&r->cluster));
     TRY(open_source(r));
     TRY(open_devices(r));
@@ -147,6 +146,7 @@ static void run_close(struct sim_run *r)
     close_device(r->compute);
     sim_pick_close(r->cluster.pick);
     sim_locality_close(r->locality);
+    sim_trace_source_close(r->recorded);
     sim_cluster_close(&r->cluster);
     nkv_free(r->devices);
     nkv_free(r->seqs);
@@ -408,13 +408,14 @@ static int run_report(struct sim_run *r, struct nkv_sim_report *report_out)
     return 0;
 }
 
-int sim_run_steps(const struct nkv_sim_config *config, uint32_t n_prompts, struct nkv_sim_report *report_out)
+int sim_run_steps(const struct nkv_sim_config *config, struct sim_trace *trace, uint32_t n_prompts,
+                  struct nkv_sim_report *report_out)
 {
     struct sim_run *r;
     int status;
 
     TRY(nkv_alloc(1, sizeof *r, &r));
-    status = sim_work_size(config, &r->work);
+    status = sim_work_size(config, trace, &r->work);
     r->work.n_prompts = n_prompts;
     if (status == 0)
         status = run_open(r);
@@ -427,16 +428,17 @@ int sim_run_steps(const struct nkv_sim_config *config, uint32_t n_prompts, struc
     return status;
 }
 
-static int run_once(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
+static int run_once(const struct nkv_sim_config *config, struct sim_trace *trace, struct nkv_sim_report *report_out)
 {
-    return config->in_flight_prefill ? sim_run_loaded(config, report_out) : sim_run_steps(config, 0, report_out);
+    return config->in_flight_prefill ? sim_run_loaded(config, trace, report_out)
+                                     : sim_run_steps(config, trace, 0, report_out);
 }
 
 /*
  * The adaptive steady share: the best modelled one of a grid that contains 0, which is pnm, and the fixed rule. The
  * paper's fixed ratio can lose: where recall or the GPUs' floor costs more than the PNM devices save.
  */
-static int run_adaptive(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
+static int run_adaptive(const struct nkv_sim_config *config, struct sim_trace *trace, struct nkv_sim_report *report_out)
 {
     static const double shares[] = {0,        1.0 / 64, 1.0 / 32, 1.0 / 16, 1.0 / 8,
                                     3.0 / 16, 1.0 / 4,  3.0 / 8,  1.0 / 2,  3.0 / 4};
@@ -448,7 +450,7 @@ static int run_adaptive(const struct nkv_sim_config *config, struct nkv_sim_repo
         struct nkv_sim_report report;
 
         c.steady = i < sizeof shares / sizeof *shares ? shares[i] : NAN;
-        TRY(run_once(&c, &report));
+        TRY(run_once(&c, trace, &report));
         if (report.tokens_per_s > most) {
             most = report.tokens_per_s;
             best = c.steady;
@@ -456,12 +458,20 @@ static int run_adaptive(const struct nkv_sim_config *config, struct nkv_sim_repo
     }
     c = *config;
     c.steady = best;
-    return run_once(&c, report_out);
+    return run_once(&c, trace, report_out);
 }
 
 int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
 {
+    struct sim_trace *trace = NULL;
+    int status;
+
+    if (config->trace)
+        TRY(sim_trace_open(config->trace, &trace));
     if (config->mode == NKV_MODE_PNG && config->steady == -1)
-        return run_adaptive(config, report_out);
-    return run_once(config, report_out);
+        status = run_adaptive(config, trace, report_out);
+    else
+        status = run_once(config, trace, report_out);
+    sim_trace_close(trace);
+    return status;
 }

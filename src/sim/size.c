@@ -188,14 +188,36 @@ static uint32_t default_streams(const struct sim_work *w)
     return n > 4 ? 4 : n > 1 ? n : 1;
 }
 
-int sim_work_size(const struct nkv_sim_config *config, struct sim_work *w)
+/* What the recorded scores are the scores of must be what the run selects from. */
+static int match_trace(struct sim_work *w)
+{
+    const struct nkv_sim_config *c = w->config;
+    struct nkv_sim_trace_info info;
+
+    w->sink_pages = w->recent_pages = NKV_DEFAULT;
+    if (!w->trace)
+        return 0;
+    TRY(sim_trace_describe(w->trace, &info));
+    if (info.shape.page_tokens != c->page_tokens)
+        FAIL(NKV_EINVAL, "pages of %u tokens: %s was recorded with pages of %u, and scores are per page",
+             c->page_tokens, c->trace, info.shape.page_tokens);
+    if (info.granularity != c->granularity)
+        FAIL(NKV_EINVAL, "selection per %s: %s was recorded with selection per %s",
+             nkv_granularity_name(c->granularity), c->trace, nkv_granularity_name(info.granularity));
+    w->sink_pages = info.sink_pages;
+    w->recent_pages = info.recent_pages;
+    return 0;
+}
+
+int sim_work_size(const struct nkv_sim_config *config, struct sim_trace *trace, struct sim_work *w)
 {
     const struct nkv_sim_model *m = &config->model;
 
-    *w = (struct sim_work){.config = config};
+    *w = (struct sim_work){.config = config, .trace = trace};
     TRY(check_config(config));
     TRY(sim_machine_check(config->machine));
     TRY(sim_model_check(m));
+    TRY(match_trace(w));
     w->values = &config->machine->values;
     w->shape = (struct nkv_kv_shape){.n_layers = min_u32(config->n_layers, m->n_layers),
                                      .n_heads = m->n_heads,

@@ -10,12 +10,14 @@
 
 #include "sim/cluster.h"
 #include "sim/locality.h"
+#include "sim/trace.h"
 
 #define SIM_WARM_STEPS 2u
 
 struct sim_work {
     const struct nkv_sim_config *config;
     const struct sim_values *values;
+    struct sim_trace *trace;   /* borrowed; NULL: scores come from the locality model */
     struct nkv_kv_shape shape; /* of the simulated layers */
     uint32_t tp, pp;
     uint32_t n_devices;               /* that hold pages: PNM devices, or the GPUs' memory */
@@ -23,6 +25,7 @@ struct sim_work {
     uint32_t max_tokens, kept_tokens; /* of a request: at most, and when the simulation begins */
     uint32_t n_streams;
     uint32_t budget_tokens, budget_pages;
+    uint32_t sink_pages, recent_pages;
     uint32_t batch, n_slots;           /* n_slots: resident pages per sequence, layer and unit */
     uint32_t n_prompts;                /* computed within each step */
     double share;                      /* of the layers that are simulated */
@@ -30,13 +33,15 @@ struct sim_work {
     uint64_t request_bytes;            /* of one request on its device, for the simulated layers */
 };
 
-/* Resolves a configuration. returns: 0; NKV_EINVAL; NKV_ENOSPC: weights or not one request fit. */
-int sim_work_size(const struct nkv_sim_config *config, struct sim_work *work_out);
+/* Resolves a configuration; trace: opened from config->trace, or NULL. returns: 0; NKV_EINVAL; NKV_ENOSPC: weights or
+ * not one request fit. */
+int sim_work_size(const struct nkv_sim_config *config, struct sim_trace *trace, struct sim_work *work_out);
 
 /* One run, of steps that each compute n_prompts prompts beside the batch. */
-int sim_run_steps(const struct nkv_sim_config *config, uint32_t n_prompts, struct nkv_sim_report *report_out);
+int sim_run_steps(const struct nkv_sim_config *config, struct sim_trace *trace, uint32_t n_prompts,
+                  struct nkv_sim_report *report_out);
 /* The mean over steps with and without the prompts of other requests (nkv_sim_config.in_flight_prefill). */
-int sim_run_loaded(const struct nkv_sim_config *config, struct nkv_sim_report *report_out);
+int sim_run_loaded(const struct nkv_sim_config *config, struct sim_trace *trace, struct nkv_sim_report *report_out);
 
 /* Parameters of one layer. */
 double sim_layer_parameters(const struct nkv_sim_model *model);

@@ -236,11 +236,12 @@ static void a_trace_tells_commands_results_and_selections(void **state)
 {
     static const char *const expected[] = {
         "{\"schema\":\"nearkv.trace/1\",\"backend\":\"cpu\",\"shape\":{\"n_layers\":1,",
-        "\"n_heads\":2,\"n_kv_heads\":1,\"head_dim\":8,\"page_tokens\":4,\"dtype\":\"f32\",\"digest\":\"minmax\"}}\n",
+        "\"n_heads\":2,\"n_kv_heads\":1,\"head_dim\":8,\"page_tokens\":4,\"dtype\":\"f32\",\"digest\":\"minmax\"},"
+        "\"capacity_bytes\":",
         "{\"cmd\":0,\"op\":\"seq_open\"",
         "\"seq\":1,\"n_tokens\":40}\n",
         "{\"cmd\":1,\"op\":\"append\"",
-        "{\"cmd\":2,\"op\":\"select\",\"sink\":1,\"recent\":1,\"flags\":4,",
+        "{\"cmd\":2,\"op\":\"select\",\"order\":2,\"sink\":1,\"recent\":1,\"flags\":4,",
         "{\"cqe\":2,\"res\":3,",
         "\"chosen\":[[0,",
         "\"device\":[[0,",
