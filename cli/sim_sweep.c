@@ -103,30 +103,34 @@ static int add_axis(struct sweep *s, const struct sim_flag *flag, const char *te
     return CLI_OK;
 }
 
+static int read_valued(struct sweep *s, const char *name, const char *arg)
+{
+    const struct sim_flag *flag = strncmp(name, "--", 2) == 0 ? sim_flag_find(name + 2) : NULL;
+
+    if (!flag && strcmp(name, "--threads") != 0 && strcmp(name, "--out") != 0)
+        return cli_usage("unrecognized option '%s': see nearkv sim sweep --help", name);
+    if (!arg)
+        return cli_usage("%s needs a value", name);
+    if (flag)
+        return add_axis(s, flag, arg);
+    if (strcmp(name, "--threads") == 0)
+        return cli_u32("--threads", arg, 1, 1024, &s->n_threads);
+    s->out = arg;
+    return CLI_OK;
+}
+
 static int read_options(int argc, char **argv, struct sweep *s)
 {
-    for (int at = 1; at < argc; at++) {
-        const struct sim_flag *flag = strncmp(argv[at], "--", 2) == 0 ? sim_flag_find(argv[at] + 2) : NULL;
-        bool known = flag || strcmp(argv[at], "--threads") == 0 || strcmp(argv[at], "--out") == 0;
-        int rc = CLI_OK;
+    for (int at = 1; at < argc; at += 2) {
+        int rc;
 
         if (strcmp(argv[at], "--help") == 0) {
             s->help = true;
             return CLI_OK;
         }
-        if (!known)
-            return cli_usage("unrecognized option '%s': see nearkv sim sweep --help", argv[at]);
-        if (at + 1 == argc)
-            return cli_usage("%s needs a value", argv[at]);
-        if (flag)
-            rc = add_axis(s, flag, argv[at + 1]);
-        else if (strcmp(argv[at], "--threads") == 0)
-            rc = cli_u32("--threads", argv[at + 1], 1, 1024, &s->n_threads);
-        else
-            s->out = argv[at + 1];
+        rc = read_valued(s, argv[at], at + 1 < argc ? argv[at + 1] : NULL);
         if (rc != CLI_OK)
             return rc;
-        at++;
     }
     return CLI_OK;
 }

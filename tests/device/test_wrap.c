@@ -323,6 +323,13 @@ static int stray_submit(struct nkv_device *device, const struct nkv_cmd *cmds, u
     return 0;
 }
 
+static int stray_caps(struct nkv_device *device, struct nkv_device_caps *caps_out)
+{
+    (void)device;
+    *caps_out = (struct nkv_device_caps){.size = sizeof *caps_out, .name = "stray"};
+    return 0;
+}
+
 static uint64_t stray_user_data;
 
 static int stray_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n)
@@ -341,8 +348,12 @@ static void stray_close(struct nkv_device *device)
 
 static void stray_completions_are_errors(void **state)
 {
-    static const struct nkv_device_ops ops = {
-        .abi = NKV_DEVICE_ABI, .backend = "stray", .submit = stray_submit, .reap = stray_reap, .close = stray_close};
+    static const struct nkv_device_ops ops = {.abi = NKV_DEVICE_ABI,
+                                              .backend = "stray",
+                                              .caps = stray_caps,
+                                              .submit = stray_submit,
+                                              .reap = stray_reap,
+                                              .close = stray_close};
     static const uint64_t strays[] = {0, 1022, 1024, UINT64_C(1) << 32 | 1023, UINT64_MAX};
     struct nkv_device_config config = rig_config(&small, 1);
     struct nkv_device stray = {&ops}, *device;
