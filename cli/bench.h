@@ -5,9 +5,13 @@
 #define NKV_CLI_BENCH_H
 
 #include <getopt.h>
+#include <nearkv/model.h>
 #include <nearkv/nearkv.h>
 
-#define BENCH_SLICES 5 /* the bandwidth is measured before each slice of the steps */
+#include "estimate.h"
+
+#define BENCH_FILL_TOKENS 256u /* per step that fills a cache */
+#define BENCH_SLICES      5    /* the bandwidth is measured before each slice of the steps */
 
 int bench_main(int argc, char **argv);
 int bench_attend_main(int argc, char **argv);
@@ -37,8 +41,65 @@ void bench_source_query(struct bench_source *source, float *q);
  * returns: 0 or a negative status. */
 int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens);
 
+/* Bytes of a benchmark's caches and of what it holds beside, for a model. returns: CLI_OK; CLI_USAGE after a message.
+ */
+typedef int (*bench_bytes_fn)(void *arg, const struct nkv_kv_shape *shape, const struct nkv_model_info *info,
+                              uint64_t *bytes_out);
+/*
+ * Opens a model of a known shape after checking that there is memory for its weights, for a decoder of these options,
+ * for the program (its shape is filled in: that of the model with the pages, type and digest given there) and for
+ * bench_bytes: before the first weight is made, which takes a while. returns: CLI_OK; CLI_USAGE, CLI_FAILED after a
+ * message.
+ */
+int bench_open_model(const char *shape, enum nkv_dtype weights, const struct nkv_decoder_options *decoder,
+                     struct estimate *program, bench_bytes_fn bench_bytes, void *arg, struct nkv_model **model_out);
+
 /* Sorts the n values and returns their median; *min_out is the least. */
 double bench_median(double *values, uint32_t n, double *min_out);
+
+/* ---- Decoding with a model of random weights (bench_decoder.c). All but close return CLI_*, after a message. ---- */
+
+#define BENCH_MAX_SEQS 8u
+
+struct bench_decoder_options {
+    const char *shape;
+    enum nkv_dtype weights, kv;
+    enum nkv_digest digest;
+    struct nkv_seq_options seq; /* but for max_tokens */
+    uint32_t max_tokens[BENCH_MAX_SEQS], n_seqs, page_tokens, n_threads;
+};
+
+struct bench_decoder {
+    struct bench_decoder_options options;
+    struct nkv_kv_shape shape;
+    struct nkv_model_info info;
+    struct nkv_model *model;
+    struct nkv_device *device, *compute;
+    struct nkv_context *context;
+    struct nkv_decoder *decoder;
+    struct nkv_seq *seqs[BENCH_MAX_SEQS];
+    struct bench_source source;
+    float *logits;
+};
+
+/* What a step took, in ms. */
+struct bench_times {
+    double token, fc, select, attend, rest;
+};
+
+int bench_decoder_open(const struct bench_decoder_options *options, struct bench_decoder *d);
+void bench_decoder_close(struct bench_decoder *d);
+/* Fills the i-th sequence's cache up to n_tokens. */
+int bench_decoder_fill(struct bench_decoder *d, uint32_t i, uint32_t n_tokens);
+/* One token of the i-th sequence. */
+int bench_decoder_step(struct bench_decoder *d, uint32_t i, uint32_t number, struct bench_times *times_out);
+/* What the memory gives just now. */
+int bench_decoder_bandwidth(const struct bench_decoder *d, double *gb_per_s_out);
+/* Weights that a step reads: not an embedding that is not also the output matrix. */
+uint64_t bench_decoder_stream_bytes(const struct bench_decoder *d);
+/* Medians of each part; *min_token_out: the least token. */
+int bench_times_median(const struct bench_times *times, uint32_t n, struct bench_times *median_out,
+                       double *min_token_out);
 
 /*
  * Reads long options: read_flag takes each but `help`, which prints usage. returns: CLI_OK, CLI_USAGE after a message,

@@ -149,12 +149,21 @@ static int open_devices(struct bench *b, const struct nkv_seq_options *seq_optio
 {
     struct nkv_kv_estimate estimate;
     struct nkv_device_config config = {.size = sizeof config, .shape = b->opt.shape, .n_threads = b->opt.n_threads};
+    struct estimate program = {
+        .shape = b->opt.shape,
+        .mode = b->opt.mode,
+        .budget_tokens = seq_options->budget_tokens,
+        .chunk_tokens = BENCH_FILL_TOKENS,
+        .n_devices = 1,
+        .n_threads = b->opt.n_threads,
+    };
     uint64_t compute_bytes;
 
     if (nkv_kv_estimate(&b->opt.shape, seq_options->max_tokens, &estimate) < 0 ||
         nkv_compute_estimate(&b->opt.shape, seq_options, &compute_bytes) < 0)
         return cli_fail("%s", nkv_last_error());
-    if (cli_check_memory("the synthetic cache", estimate.total_bytes + compute_bytes + BANDWIDTH_BYTES) != CLI_OK)
+    if (cli_check_memory("the synthetic cache", estimate.total_bytes + compute_bytes + BANDWIDTH_BYTES +
+                                                    estimate_program_bytes(&program)) != CLI_OK)
         return CLI_FAILED;
     config.capacity_bytes = estimate.total_bytes;
     if (nkv_device_open("cpu", &config, &b->device) < 0)

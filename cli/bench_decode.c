@@ -17,34 +17,18 @@
 #include "progress.h"
 #include "text.h"
 
-#define MAX_CONTEXTS    8u
-#define BANDWIDTH_BYTES ((uint64_t)1 << 30)
+#define MAX_CONTEXTS BENCH_MAX_SEQS
 
 struct options {
-    const char *shape;
-    enum nkv_dtype weights, kv;
-    enum nkv_digest digest;
-    struct nkv_seq_options seq;
-    uint32_t ctx_tokens[MAX_CONTEXTS], n_ctx, page_tokens, n_threads, n_steps;
+    struct bench_decoder_options decoder;
+    uint32_t ctx_tokens[MAX_CONTEXTS], n_ctx, n_steps;
     bool json;
-};
-
-/* What one step of one length took, in ms. */
-struct sample {
-    double token, fc, select, attend, rest;
 };
 
 struct bench {
     struct options opt;
-    struct nkv_kv_shape shape;
-    struct nkv_model_info info;
-    struct nkv_model *model;
-    struct nkv_device *device, *compute;
-    struct nkv_context *context;
-    struct nkv_decoder *decoder;
-    struct nkv_seq *seqs[MAX_CONTEXTS];
-    struct sample *samples; /* [n_ctx][n_steps] */
-    float *logits;
+    struct bench_decoder decoder;
+    struct bench_times *samples;                   /* [n_ctx][n_steps] */
     double slice_gb_per_s[BENCH_SLICES], gb_per_s; /* read bandwidth, and the median of the slices */
 };
 
@@ -108,19 +92,19 @@ static int read_name(int flag, const char *arg, struct options *o)
 
     switch (flag) {
     case WEIGHTS:
-        status = nkv_dtype_parse(arg, &o->weights);
+        status = nkv_dtype_parse(arg, &o->decoder.weights);
         break;
     case KV:
-        status = nkv_dtype_parse(arg, &o->kv);
+        status = nkv_dtype_parse(arg, &o->decoder.kv);
         break;
     case MODE:
-        status = nkv_mode_parse(arg, &o->seq.mode);
+        status = nkv_mode_parse(arg, &o->decoder.seq.mode);
         break;
     case DIGEST:
-        status = nkv_digest_parse(arg, &o->digest);
+        status = nkv_digest_parse(arg, &o->decoder.digest);
         break;
     case SELECT:
-        status = nkv_granularity_parse(arg, &o->seq.granularity);
+        status = nkv_granularity_parse(arg, &o->decoder.seq.granularity);
         break;
     default:
         return cli_usage("see nearkv bench decode --help for the options");
@@ -133,20 +117,20 @@ static int read_flag(int flag, const char *arg, void *read_arg)
     struct options *o = read_arg;
     switch (flag) {
     case SHAPE:
-        o->shape = arg;
+        o->decoder.shape = arg;
         return CLI_OK;
     case CTX:
         return read_contexts(arg, o);
     case BUDGET:
-        return cli_u32("--budget", arg, 1, 1u << 28, &o->seq.budget_tokens);
+        return cli_u32("--budget", arg, 1, 1u << 28, &o->decoder.seq.budget_tokens);
     case PAGE:
-        return cli_u32("--page", arg, 1, NKV_MAX_PAGE_TOKENS, &o->page_tokens);
+        return cli_u32("--page", arg, 1, NKV_MAX_PAGE_TOKENS, &o->decoder.page_tokens);
     case RESIDENT:
-        return cli_u32("--resident", arg, 0, 1u << 28, &o->seq.resident_tokens);
+        return cli_u32("--resident", arg, 0, 1u << 28, &o->decoder.seq.resident_tokens);
     case STEPS:
         return cli_u32("--steps", arg, BENCH_SLICES, 100000, &o->n_steps);
     case THREADS:
-        return cli_u32("--threads", arg, 1, 1024, &o->n_threads);
+        return cli_u32("--threads", arg, 1, 1024, &o->decoder.n_threads);
     case JSON:
         o->json = true;
         return CLI_OK;
@@ -155,116 +139,26 @@ static int read_flag(int flag, const char *arg, void *read_arg)
     }
 }
 
-/* Capacity that the sequences of all lengths need on the device and on the compute side. */
-static int estimate(struct bench *b, uint64_t *device_bytes_out, uint64_t *compute_bytes_out)
-{
-    *device_bytes_out = *compute_bytes_out = 0;
-    for (uint32_t i = 0; i < b->opt.n_ctx; i++) {
-        struct nkv_kv_estimate kv;
-        struct nkv_seq_options seq = b->opt.seq;
-        uint64_t compute_bytes;
-
-        seq.max_tokens = b->opt.ctx_tokens[i] + b->opt.n_steps + 1;
-        if (nkv_kv_estimate(&b->shape, seq.max_tokens, &kv) < 0 ||
-            nkv_compute_estimate(&b->shape, &seq, &compute_bytes) < 0)
-            return cli_usage("%s", nkv_last_error());
-        *device_bytes_out += kv.total_bytes;
-        *compute_bytes_out += compute_bytes;
-    }
-    return cli_check_memory("the synthetic cache", *device_bytes_out + *compute_bytes_out + BANDWIDTH_BYTES);
-}
-
-static int open_devices(struct bench *b)
-{
-    struct nkv_device_config config = {.size = sizeof config, .shape = b->shape, .n_threads = b->opt.n_threads};
-    uint64_t compute_bytes;
-    int rc = estimate(b, &config.capacity_bytes, &compute_bytes);
-
-    if (rc != CLI_OK)
-        return rc;
-    if (nkv_device_open("cpu", &config, &b->device) < 0)
-        return cli_fail("%s", nkv_last_error());
-    config.capacity_bytes = compute_bytes;
-    if (compute_bytes > 0 && nkv_device_open("cpu", &config, &b->compute) < 0)
-        return cli_fail("%s", nkv_last_error());
-    return CLI_OK;
-}
-
-static int open_sequences(struct bench *b)
-{
-    struct bench_source source;
-    int rc = bench_source_open(&b->shape, 1, &source) < 0 ? CLI_FAILED : CLI_OK;
-
-    for (uint32_t i = 0; rc == CLI_OK && i < b->opt.n_ctx; i++) {
-        struct nkv_seq_options seq = b->opt.seq;
-
-        seq.max_tokens = b->opt.ctx_tokens[i] + b->opt.n_steps + 1;
-        if (nkv_seq_open(b->context, &seq, &b->seqs[i]) < 0 ||
-            bench_fill(b->context, b->seqs[i], &source, b->opt.ctx_tokens[i]) < 0)
-            rc = cli_fail("%s", nkv_last_error());
-    }
-    bench_source_close(&source);
-    return rc;
-}
-
 static int bench_open(struct bench *b)
 {
-    struct nkv_context_options context = {.size = sizeof context, .n_devices = 1, .max_batch = 1};
-    struct nkv_decoder_options decoder = {.size = sizeof decoder, .n_threads = b->opt.n_threads, .max_batch = 1};
-    int rc, status = nkv_model_open_random(b->opt.shape, b->opt.weights, 1, &b->model);
+    int rc;
 
-    if (status < 0)
-        return status == NKV_EINVAL ? cli_usage("--shape: %s", nkv_last_error()) : cli_fail("%s", nkv_last_error());
-    nkv_model_info(b->model, &b->info);
-    nkv_model_kv_shape(b->model, b->opt.page_tokens, b->opt.kv, b->opt.digest, &b->shape);
-    if (nkv_kv_shape_check(&b->shape) < 0)
-        return cli_usage("%s", nkv_last_error());
-    rc = open_devices(b);
+    b->opt.decoder.n_seqs = b->opt.n_ctx;
+    for (uint32_t i = 0; i < b->opt.n_ctx; i++)
+        b->opt.decoder.max_tokens[i] = b->opt.ctx_tokens[i] + b->opt.n_steps + 1;
+    rc = bench_decoder_open(&b->opt.decoder, &b->decoder);
+    for (uint32_t i = 0; rc == CLI_OK && i < b->opt.n_ctx; i++)
+        rc = bench_decoder_fill(&b->decoder, i, b->opt.ctx_tokens[i]);
     if (rc != CLI_OK)
         return rc;
-    context.shape = b->shape;
-    context.devices = &b->device;
-    context.compute = b->compute;
-    if (nkv_context_open(&context, &b->context) < 0 ||
-        nkv_decoder_open(b->model, b->context, &decoder, &b->decoder) < 0)
-        return cli_fail("%s", nkv_last_error());
-    b->logits = malloc(b->info.n_vocab * sizeof(float));
     b->samples = calloc((size_t)b->opt.n_ctx * b->opt.n_steps, sizeof *b->samples);
-    if (!b->logits || !b->samples)
-        return cli_fail("out of memory");
-    return open_sequences(b);
+    return b->samples ? CLI_OK : cli_fail("out of memory");
 }
 
 static void bench_close(struct bench *b)
 {
-    nkv_decoder_close(b->decoder);
-    nkv_context_close(b->context);
-    nkv_device_close(b->device);
-    nkv_device_close(b->compute);
-    nkv_model_close(b->model);
-    free(b->logits);
+    bench_decoder_close(&b->decoder);
     free(b->samples);
-}
-
-static int step(struct bench *b, uint32_t i, int32_t token, struct sample *sample_out)
-{
-    struct nkv_decode_times times;
-    struct nkv_seq_stats stats;
-    uint64_t start_ns = progress_now_ns();
-
-    nkv_seq_stats_reset(b->seqs[i]);
-    if (nkv_decode(b->decoder, &b->seqs[i], &token, 1, b->logits) < 0)
-        return cli_fail("%s", nkv_last_error());
-    if (nkv_seq_status(b->seqs[i]) < 0)
-        return cli_fail("%s", nkv_seq_error(b->seqs[i]));
-    sample_out->token = (double)(progress_now_ns() - start_ns) * 1e-6;
-    nkv_decoder_times(b->decoder, &times);
-    nkv_seq_stats(b->seqs[i], &stats);
-    sample_out->fc = (double)times.fc_ns * 1e-6;
-    sample_out->select = (double)stats.select_ns * 1e-6;
-    sample_out->attend = (double)stats.attend_ns * 1e-6;
-    sample_out->rest = sample_out->token - sample_out->fc - sample_out->select - sample_out->attend;
-    return CLI_OK;
 }
 
 /* The steps of one slice, the lengths in turn, after a look at what the memory gives just now. */
@@ -272,22 +166,22 @@ static int measure_slice(struct bench *b, uint32_t slice)
 {
     uint32_t begin = slice * b->opt.n_steps / BENCH_SLICES, end = (slice + 1) * b->opt.n_steps / BENCH_SLICES;
 
-    if (nkv_read_bandwidth(BANDWIDTH_BYTES, b->opt.n_threads, 2, &b->slice_gb_per_s[slice]) < 0)
-        return cli_fail("%s", nkv_last_error());
+    if (bench_decoder_bandwidth(&b->decoder, &b->slice_gb_per_s[slice]) != CLI_OK)
+        return CLI_FAILED;
     for (uint32_t s = begin; s < end; s++)
         for (uint32_t i = 0; i < b->opt.n_ctx; i++)
-            if (step(b, i, (int32_t)(s % b->info.n_vocab), &b->samples[(size_t)i * b->opt.n_steps + s]) != CLI_OK)
+            if (bench_decoder_step(&b->decoder, i, s, &b->samples[(size_t)i * b->opt.n_steps + s]) != CLI_OK)
                 return CLI_FAILED;
     return CLI_OK;
 }
 
 static int measure(struct bench *b)
 {
-    struct sample warm_up;
+    struct bench_times warm_up;
     double least;
 
     for (uint32_t i = 0; i < b->opt.n_ctx; i++)
-        if (step(b, i, 0, &warm_up) != CLI_OK)
+        if (bench_decoder_step(&b->decoder, i, 0, &warm_up) != CLI_OK)
             return CLI_FAILED;
     for (uint32_t slice = 0; slice < BENCH_SLICES; slice++)
         if (measure_slice(b, slice) != CLI_OK)
@@ -296,40 +190,20 @@ static int measure(struct bench *b)
     return CLI_OK;
 }
 
-/* Share of the read bandwidth at which a step with dense layers of fc_ms streams the weights (an embedding that is not
- * also the output matrix is not read). */
+/* Share of the read bandwidth at which a step with dense layers of fc_ms streams the weights. */
 static double weight_stream(const struct bench *b, double fc_ms)
 {
-    static const double element_bytes[NKV_DTYPE_COUNT] = {4, 2, 2, 34.0 / 32};
-    double bytes = (double)b->info.weight_bytes;
-
-    if (!b->info.tied_embeddings)
-        bytes -= (double)b->info.n_vocab * b->info.n_embd * element_bytes[b->opt.weights];
-    return bytes / (fc_ms * 1e6) / b->gb_per_s;
+    return (double)bench_decoder_stream_bytes(&b->decoder) / (fc_ms * 1e6) / b->gb_per_s;
 }
 
 /* Medians of each part over the steps of length i. */
-static int medians(const struct bench *b, uint32_t i, struct sample *out, double *min_token_out)
+static int medians(const struct bench *b, uint32_t i, struct bench_times *out, double *min_token_out)
 {
-    uint32_t n = b->opt.n_steps;
-    const struct sample *s = b->samples + (size_t)i * n;
-    double *column = malloc(n * sizeof *column), least;
-    double parts[5];
-
-    if (!column)
-        return cli_fail("out of memory");
-    for (int part = 4; part >= 0; part--) {
-        for (uint32_t k = 0; k < n; k++)
-            memcpy(&column[k], (const char *)&s[k] + (size_t)part * sizeof(double), sizeof(double));
-        parts[part] = bench_median(column, n, &least);
-    }
-    *min_token_out = least;
-    *out = (struct sample){parts[0], parts[1], parts[2], parts[3], parts[4]};
-    free(column);
-    return CLI_OK;
+    return bench_times_median(b->samples + (size_t)i * b->opt.n_steps, b->opt.n_steps, out, min_token_out);
 }
 
-static json_t *context_json(const struct bench *b, uint32_t ctx, const struct sample *m, double min_ms, double ratio)
+static json_t *context_json(const struct bench *b, uint32_t ctx, const struct bench_times *m, double min_ms,
+                            double ratio)
 {
     return json_pack("{s:I, s:{s:f, s:f, s:f, s:f, s:f, s:f}, s:f, s:f}", "ctx", (json_int_t)ctx, "ms", "median",
                      m->token, "min", min_ms, "fc", m->fc, "select", m->select, "attend", m->attend, "rest", m->rest,
@@ -339,15 +213,16 @@ static json_t *context_json(const struct bench *b, uint32_t ctx, const struct sa
 static int print(const struct bench *b)
 {
     json_t *rows = json_array(), *object;
-    struct sample first = {0}, m = {0};
+    struct bench_times first = {0}, m = {0};
     double min_ms = 0;
 
     if (!b->opt.json)
         printf("%s, weights %s (%s), KV %s, mode %s, budget %u, page %u, %u threads, kernels %s, read bandwidth %.2f "
                "GB/s\n"
                "%10s %10s %10s %10s %10s %10s %10s %8s %8s\n",
-               b->opt.shape, nkv_dtype_name(b->opt.weights), cli_bytes(b->info.weight_bytes), nkv_dtype_name(b->opt.kv),
-               nkv_mode_name(b->opt.seq.mode), b->opt.seq.budget_tokens, b->opt.page_tokens, b->opt.n_threads,
+               b->opt.decoder.shape, nkv_dtype_name(b->opt.decoder.weights), cli_bytes(b->decoder.info.weight_bytes),
+               nkv_dtype_name(b->opt.decoder.kv), nkv_mode_name(b->opt.decoder.seq.mode),
+               b->opt.decoder.seq.budget_tokens, b->opt.decoder.page_tokens, b->opt.decoder.n_threads,
                nkv_kernels_name(), b->gb_per_s, "tokens", "ms/token", "least", "dense", "select", "attend", "rest",
                "weights", "ratio");
     for (uint32_t i = 0; i < b->opt.n_ctx; i++) {
@@ -365,28 +240,29 @@ static int print(const struct bench *b)
         json_decref(rows);
         return CLI_OK;
     }
-    object = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:f, s:I, s:o}", "schema",
-                       "nearkv.bench.decode/1", "shape", b->opt.shape, "weights", nkv_dtype_name(b->opt.weights), "kv",
-                       nkv_dtype_name(b->opt.kv), "mode", nkv_mode_name(b->opt.seq.mode), "budget_tokens",
-                       (json_int_t)b->opt.seq.budget_tokens, "threads", (json_int_t)b->opt.n_threads, "steps",
-                       (json_int_t)b->opt.n_steps, "kernels", nkv_kernels_name(), "read_bandwidth_gb_s", b->gb_per_s,
-                       "weight_bytes", (json_int_t)b->info.weight_bytes, "contexts", rows);
+    object =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:f, s:I, s:o}", "schema", "nearkv.bench.decode/1",
+                  "shape", b->opt.decoder.shape, "weights", nkv_dtype_name(b->opt.decoder.weights), "kv",
+                  nkv_dtype_name(b->opt.decoder.kv), "mode", nkv_mode_name(b->opt.decoder.seq.mode), "budget_tokens",
+                  (json_int_t)b->opt.decoder.seq.budget_tokens, "threads", (json_int_t)b->opt.decoder.n_threads,
+                  "steps", (json_int_t)b->opt.n_steps, "kernels", nkv_kernels_name(), "read_bandwidth_gb_s",
+                  b->gb_per_s, "weight_bytes", (json_int_t)b->decoder.info.weight_bytes, "contexts", rows);
     return text_print_json(object);
 }
 
 int bench_decode_main(int argc, char **argv)
 {
-    struct bench b = {.opt = {.shape = "llama-3.2-1b",
-                              .weights = NKV_BF16,
-                              .kv = NKV_Q8_0,
+    struct bench b = {.opt = {.decoder = {.shape = "llama-3.2-1b",
+                                          .weights = NKV_BF16,
+                                          .kv = NKV_Q8_0,
+                                          .page_tokens = 32,
+                                          .n_threads = cli_cpus()},
                               .ctx_tokens = {4096, 131072},
                               .n_ctx = 2,
-                              .page_tokens = 32,
-                              .n_steps = 20,
-                              .n_threads = cli_cpus()}};
+                              .n_steps = 20}};
     int rc;
 
-    nkv_seq_options_init(&b.opt.seq);
+    nkv_seq_options_init(&b.opt.decoder.seq);
     rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, &b.opt);
     if (rc == CLI_OK)
         rc = bench_open(&b);

@@ -103,27 +103,46 @@ static int read_flag(int flag, const char *arg, void *read_arg)
     return status < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 
+/* Of the cache, and of the operands of the library's product, which is measured before and after. */
+static int own_bytes(void *arg, const struct nkv_kv_shape *shape, const struct nkv_model_info *info,
+                     uint64_t *bytes_out)
+{
+    const struct bench *b = arg;
+    uint64_t m = b->opt.chunk_tokens, n = info->n_ff, k = info->n_embd;
+    struct nkv_kv_estimate estimate;
+
+    if (nkv_kv_estimate(shape, b->opt.ctx_tokens, &estimate) < 0)
+        return cli_usage("%s", nkv_last_error());
+    *bytes_out = estimate.total_bytes + b->opt.ctx_tokens * sizeof *b->tokens + (m * k + n * k + m * n) * sizeof(float);
+    return CLI_OK;
+}
+
 static int bench_open(struct bench *b)
 {
     struct nkv_device_config device = {.size = sizeof device, .n_threads = b->opt.n_threads};
     struct nkv_context_options context = {.size = sizeof context, .n_devices = 1, .max_batch = 1};
-    struct nkv_decoder_options decoder = {.size = sizeof decoder, .n_threads = b->opt.n_threads, .max_batch = 1};
+    struct nkv_decoder_options decoder = {
+        .size = sizeof decoder, .n_threads = b->opt.n_threads, .max_batch = 1, .chunk_tokens = b->opt.chunk_tokens};
+    struct estimate program = {
+        .shape = {.page_tokens = 32, .dtype = b->opt.kv},
+        .chunk_tokens = b->opt.chunk_tokens,
+        .n_devices = 1,
+        .n_threads = b->opt.n_threads,
+    };
     struct nkv_kv_estimate estimate;
-    int status = nkv_model_open_random(b->opt.shape, b->opt.weights, 1, &b->model);
+    int rc = bench_open_model(b->opt.shape, b->opt.weights, &decoder, &program, own_bytes, b, &b->model);
 
+    if (rc != CLI_OK)
+        return rc;
     b->opt.seq.max_tokens = b->opt.ctx_tokens;
-    if (status < 0)
-        return status == NKV_EINVAL ? cli_usage("--shape: %s", nkv_last_error()) : cli_fail("%s", nkv_last_error());
     nkv_model_info(b->model, &b->info);
-    nkv_model_kv_shape(b->model, 32, b->opt.kv, NKV_DIGEST_MINMAX, &b->shape);
+    b->shape = program.shape;
     if (nkv_kv_estimate(&b->shape, b->opt.ctx_tokens, &estimate) < 0)
         return cli_fail("%s", nkv_last_error());
-    if (cli_check_memory("the cache", estimate.total_bytes) != CLI_OK)
-        return CLI_FAILED;
     device.shape = context.shape = b->shape;
     device.capacity_bytes = estimate.total_bytes;
     context.devices = &b->device;
-    context.max_tokens = decoder.chunk_tokens = b->opt.chunk_tokens;
+    context.max_tokens = b->opt.chunk_tokens;
     if (nkv_device_open("cpu", &device, &b->device) < 0 || nkv_context_open(&context, &b->context) < 0 ||
         nkv_seq_open(b->context, &b->opt.seq, &b->seq) < 0 ||
         nkv_decoder_open(b->model, b->context, &decoder, &b->decoder) < 0)

@@ -16,7 +16,6 @@
 #include "text.h"
 
 #define POOL_FLOATS (1u << 20)
-#define FILL_TOKENS 256u
 
 /* About normal: mean 0, variance 1 (the sum of four 16-bit uniforms). */
 static float normal(uint64_t *random)
@@ -105,16 +104,16 @@ static int fill_chunk(struct nkv_context *context, struct nkv_seq *seq, struct b
 
 int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens)
 {
-    size_t floats = (size_t)FILL_TOKENS * source->shape.n_kv_heads * source->shape.head_dim;
+    size_t floats = (size_t)BENCH_FILL_TOKENS * source->shape.n_kv_heads * source->shape.head_dim;
     float *k = malloc(floats * sizeof *k), *v = malloc(floats * sizeof *v);
     bool show = isatty(STDERR_FILENO);
     int status = k && v ? 0 : NKV_ENOMEM;
 
-    for (uint32_t done = 0; status >= 0 && done < n_tokens; done += FILL_TOKENS) {
-        uint32_t n = n_tokens - done < FILL_TOKENS ? n_tokens - done : FILL_TOKENS;
+    for (uint32_t done = 0; status >= 0 && done < n_tokens; done += BENCH_FILL_TOKENS) {
+        uint32_t n = n_tokens - done < BENCH_FILL_TOKENS ? n_tokens - done : BENCH_FILL_TOKENS;
 
         status = fill_chunk(context, seq, source, n, k, v);
-        if (show && done % (64 * FILL_TOKENS) == 0)
+        if (show && done % (64 * BENCH_FILL_TOKENS) == 0)
             fprintf(stderr, "\rfilling the cache: %3u %%", (uint32_t)(100.0 * done / n_tokens));
     }
     if (show)
@@ -122,6 +121,41 @@ int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_so
     free(k);
     free(v);
     return status;
+}
+
+static int check_memory(const struct nkv_model *model, const struct nkv_decoder_options *decoder,
+                        struct estimate *program, bench_bytes_fn bench_bytes, void *arg)
+{
+    struct nkv_model_info info;
+    uint64_t decoder_bytes, own_bytes;
+    char what[160];
+    int rc;
+
+    nkv_model_info(model, &info);
+    nkv_model_kv_shape(model, program->shape.page_tokens, program->shape.dtype, program->shape.digest, &program->shape);
+    if (nkv_kv_shape_check(&program->shape) < 0 || nkv_decoder_estimate(model, decoder, &decoder_bytes) < 0)
+        return cli_usage("%s", nkv_last_error());
+    rc = bench_bytes(arg, &program->shape, &info, &own_bytes);
+    if (rc != CLI_OK)
+        return rc;
+    snprintf(what, sizeof what, "%s, %s of weights, with %s of caches and buffers,", info.name,
+             cli_bytes(info.weight_bytes), cli_bytes(own_bytes));
+    return cli_check_memory(what, info.weight_bytes + decoder_bytes + estimate_program_bytes(program) + own_bytes);
+}
+
+int bench_open_model(const char *shape, enum nkv_dtype weights, const struct nkv_decoder_options *decoder,
+                     struct estimate *program, bench_bytes_fn bench_bytes, void *arg, struct nkv_model **model_out)
+{
+    struct nkv_model *blank;
+    int rc, status = nkv_model_open_blank(shape, weights, &blank);
+
+    if (status < 0)
+        return status == NKV_EINVAL ? cli_usage("--shape: %s", nkv_last_error()) : cli_fail("%s", nkv_last_error());
+    rc = check_memory(blank, decoder, program, bench_bytes, arg);
+    nkv_model_close(blank);
+    if (rc == CLI_OK && nkv_model_open_random(shape, weights, 1, model_out) < 0)
+        rc = cli_fail("%s", nkv_last_error());
+    return rc;
 }
 
 static int compare(const void *a, const void *b)

@@ -454,6 +454,8 @@ static int eval_all(struct eval_needle *eval)
     }
     if (rc == CLI_OK && eval->json)
         rc = eval_print_json(eval);
+    if (rc == CLI_OK)
+        rc = session_check_devices(&eval->session);
     return rc == CLI_OK && !all_right ? CLI_FAILED : rc;
 }
 

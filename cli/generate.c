@@ -146,6 +146,25 @@ void answer_free(struct answer *answer)
     answer->tokens = NULL;
 }
 
+/* What a token adds depends on the token before it and on nothing else: the text of both without that of the one. */
+int answer_append_newest(const struct session *session, const struct answer *answer, struct text *text)
+{
+    uint32_t n = answer->n_tokens, n_before = n > 1 ? 1 : 0;
+    const int32_t *tokens = answer->tokens + n - 1 - n_before;
+    char *before = NULL, *both = NULL;
+    size_t before_bytes = 0, both_bytes = 0;
+    int rc;
+
+    if (nkv_detokenize(session->model, tokens, n_before, 0, &before, &before_bytes) < 0 ||
+        nkv_detokenize(session->model, tokens, n_before + 1, 0, &both, &both_bytes) < 0)
+        rc = cli_fail("%s", nkv_last_error());
+    else
+        rc = text_append(text, both + before_bytes, both_bytes - before_bytes);
+    nkv_text_free(before);
+    nkv_text_free(both);
+    return rc;
+}
+
 int answer_text(const struct session *session, const struct answer *answer, char **text_out, size_t *bytes_out)
 {
     if (nkv_detokenize(session->model, answer->tokens, answer->n_tokens, 0, text_out, bytes_out) < 0)

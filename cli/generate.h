@@ -4,6 +4,7 @@
 #define NKV_CLI_GENERATE_H
 
 #include "session.h"
+#include "text.h"
 
 /* One sequence and what came out of it. The caller owns seq and sampler and frees the rest with answer_free. */
 struct answer {
@@ -42,7 +43,9 @@ int generate(struct generation *generation);
 void answer_fail(struct answer *answer, int status, const char *message);
 void answer_free(struct answer *answer);
 
-/* The token's text so far; freed with nkv_text_free. */
+/* Appends what the newest token adds to the answer's text. returns: CLI_OK, or CLI_FAILED with a message. */
+int answer_append_newest(const struct session *session, const struct answer *answer, struct text *text);
+/* The answer's text so far; freed with nkv_text_free. */
 int answer_text(const struct session *session, const struct answer *answer, char **text_out, size_t *bytes_out);
 
 /* Mean, median and 99th percentile of n step times in milliseconds; zeros when n is 0. */

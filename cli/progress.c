@@ -3,6 +3,8 @@
 #define _GNU_SOURCE
 #include "progress.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -87,4 +89,22 @@ void progress_catch_interrupt(void)
 bool progress_interrupted(void)
 {
     return interrupted;
+}
+
+/* A signal between a look at `interrupted` and a read would leave the read waiting: it is let in by the wait alone. */
+bool progress_wait_readable(int fd)
+{
+    struct pollfd wanted = {.fd = fd, .events = POLLIN};
+    sigset_t signals, before;
+    int n;
+
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &signals, &before);
+    do
+        n = interrupted ? 0 : ppoll(&wanted, 1, NULL, &before);
+    while (n < 0 && errno == EINTR);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return !interrupted;
 }

@@ -25,5 +25,7 @@ void progress_end(struct progress *progress);
 /* From now on SIGINT and SIGTERM set a flag that ends the work cleanly; a second one kills as usual. */
 void progress_catch_interrupt(void);
 bool progress_interrupted(void);
+/* Waits until fd can be read. returns: false after Ctrl-C. */
+bool progress_wait_readable(int fd);
 
 #endif

@@ -320,22 +320,28 @@ static int prefill_all(struct run *run)
 
 /* ---- The run ----------------------------------------------------------------------------------------------------- */
 
-/* Prints what is new in the only answer. (The whole is turned into text each time: bytes of one character may come from
- * several tokens.) */
+/* Prints the first n of the bytes that wait. */
+static void print_text(struct run *run, size_t n)
+{
+    struct text *text = &run->unprinted;
+
+    if (n == 0)
+        return;
+    fwrite(text->data, 1, n, stdout);
+    fflush(stdout);
+    run->printed = true;
+    memmove(text->data, text->data + n, text->bytes - n);
+    text->bytes -= n;
+}
+
+/* Prints what the newest token adds to the only answer, in whole characters: their bytes may come from several tokens,
+ * and a terminal that gets them in pieces shows garbage. */
 static void stream(void *arg, const struct answer *answer)
 {
     struct run *run = arg;
-    char *text;
-    size_t bytes;
 
-    if (nkv_detokenize(run->session.model, answer->tokens, answer->n_tokens, 0, &text, &bytes) < 0)
-        return;
-    if (bytes > run->n_printed) {
-        fwrite(text + run->n_printed, 1, bytes - run->n_printed, stdout);
-        fflush(stdout);
-        run->n_printed = bytes;
-    }
-    nkv_text_free(text);
+    if (answer_append_newest(&run->session, answer, &run->unprinted) == CLI_OK)
+        print_text(run, text_whole_characters(run->unprinted.data, run->unprinted.bytes));
 }
 
 static int decode_all(struct run *run)
@@ -357,7 +363,8 @@ static int decode_all(struct run *run)
     rc = generate(&generation);
     for (uint32_t i = 1; i < run->options.max_tokens; i++)
         run->decode_ns += run->step_ns[i];
-    if (run->n_printed)
+    print_text(run, run->unprinted.bytes);
+    if (run->printed)
         putchar('\n');
     return rc;
 }
@@ -385,7 +392,7 @@ static int run_all(struct run *run)
     for (uint32_t i = 0; i < run->n; i++)
         if (run->answers[i].status < 0)
             rc = cli_fail("sequence %u ended: %s", i + 1, run->answers[i].error);
-    return rc;
+    return rc == CLI_OK ? session_check_devices(&run->session) : rc;
 }
 
 static void run_close(struct run *run)
@@ -398,6 +405,7 @@ static void run_close(struct run *run)
         answer_free(&run->answers[i]);
         nkv_tokens_free(run->prompts[i].tokens);
     }
+    text_free(&run->unprinted);
     free(run->step_ns);
     session_close(&run->session);
 }

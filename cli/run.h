@@ -34,7 +34,8 @@ struct run {
     struct nkv_seq *bases[SESSION_MAX_DEVICES];
     uint64_t start_ns, prefill_ns, decode_ns;
     uint64_t *step_ns;
-    size_t n_printed; /* bytes of the only answer that are on stdout */
+    struct text unprinted; /* of the only answer: the beginning of a character whose other bytes are still to come */
+    bool printed;          /* something of it is on stdout */
 };
 
 /* Prints the JSON object. returns: CLI_OK or CLI_FAILED with a message. */

@@ -12,10 +12,9 @@
 #include <stdlib.h>
 
 #include "cli.h"
+#include "estimate.h"
 
 #define CHUNK_TOKENS 512u
-/* Resident beside what is counted: this program, its libraries and the code that oneDNN generates (measured). */
-#define PROGRAM_BYTES ((uint64_t)28 << 20)
 /* Up to this many times its prefill budget a prompt is fed densely. Where sparse becomes cheaper depends on the model:
  * measured below two budgets for one shape and above four for another (docs/architecture.md); dense is exact. */
 #define DENSE_BUDGETS 4u
@@ -79,22 +78,6 @@ int session_open_model(struct session *session, const struct session_options *op
     return CLI_OK;
 }
 
-/* The I/O windows: a chunk's q, k, v and partials; with a compute side, its own and pages on their way to it. */
-static uint64_t window_bytes(const struct session *session)
-{
-    const struct nkv_kv_shape *shape = &session->shape;
-    const struct nkv_seq_options *seq = &session->options.seq;
-    uint64_t n_windows = session_device_count(&session->options), pages = 0;
-    uint64_t chunk = CHUNK_TOKENS * (shape->n_heads + 2ull * shape->n_kv_heads) * shape->head_dim * sizeof(float);
-
-    if (seq->mode == NKV_MODE_RECALL || seq->mode == NKV_MODE_PNG) {
-        n_windows++;
-        pages = seq->budget_tokens / shape->page_tokens;
-    }
-    return n_windows * (chunk + nkv_partial_layout(shape, CHUNK_TOKENS).bytes) +
-           2 * pages * nkv_page_bytes(shape, shape->n_kv_heads);
-}
-
 int session_work_bytes(const struct session *session, uint32_t max_batch, uint64_t *bytes_out)
 {
     struct nkv_decoder_options decoder = {
@@ -103,10 +86,18 @@ int session_work_bytes(const struct session *session, uint32_t max_batch, uint64
         .max_batch = max_batch,
         .chunk_tokens = CHUNK_TOKENS,
     };
+    struct estimate program = {
+        .shape = session->shape,
+        .mode = session->options.seq.mode,
+        .budget_tokens = session->options.seq.budget_tokens,
+        .chunk_tokens = CHUNK_TOKENS,
+        .n_devices = session_device_count(&session->options),
+        .n_threads = session->options.n_threads,
+    };
 
     if (nkv_decoder_estimate(session->model, &decoder, bytes_out) < 0)
         return cli_fail("%s", nkv_last_error());
-    *bytes_out += PROGRAM_BYTES + window_bytes(session);
+    *bytes_out += estimate_program_bytes(&program);
     return CLI_OK;
 }
 
@@ -209,6 +200,17 @@ int session_open_devices(struct session *session, const struct session_need *nee
     if (rc == CLI_OK)
         rc = open_compute(session, need->compute_bytes);
     return rc == CLI_OK ? open_decoder(session, need->max_batch) : rc;
+}
+
+int session_check_devices(const struct session *session)
+{
+    for (uint32_t i = 0; i < session->n_devices; i++) {
+        struct nkv_device_report report;
+
+        if (nkv_context_device(session->context, i, &report) < 0)
+            return cli_fail("%s", nkv_last_error());
+    }
+    return CLI_OK;
 }
 
 void session_close(struct session *session)

@@ -95,6 +95,9 @@ struct session_need {
 int session_open_model(struct session *session, const struct session_options *options);
 /* Opens devices of the stated capacity, context and decoder, after checking that there is memory for them. */
 int session_open_devices(struct session *session, const struct session_need *need);
+/* At the end of the work: what a device has still to say, such as a trace that could not be written. returns: CLI_OK,
+ * or CLI_FAILED with a message. */
+int session_check_devices(const struct session *session);
 void session_close(struct session *session);
 
 /* Options for a sequence of n_prompt tokens that may grow to max_tokens: the prefill rule is applied here. */

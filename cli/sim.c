@@ -14,12 +14,14 @@ static const struct {
 } commands[] = {
     {"run", sim_run_main, "one configuration: throughput, breakdown, energy, cost"},
     {"paper", sim_paper_main, "the paper's configurations, claims R1-R13 and figures"},
+    {"ablate", sim_ablate_main, "one choice at a time: recall, micro-batches, page, budget, digests, cards, GPUs"},
     {"sweep", sim_sweep_main, "every combination of lists of options, as CSV"},
+    {"validate", sim_validate_main, "the simulator against measured latencies, tables and formulas, and this machine"},
 };
 
 static void print_usage(FILE *file)
 {
-    fputs("usage: nearkv sim run|sweep|paper [options]\n", file);
+    fputs("usage: nearkv sim run|sweep|paper|ablate|validate [options]\n", file);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(file, "  %-9s %s\n", commands[i].name, commands[i].what);
     fputs("Each has --help and --json or CSV output. Times are simulated, not measured.\n", file);

@@ -12,7 +12,11 @@ int sim_main(int argc, char **argv);
 int sim_run_main(int argc, char **argv);
 int sim_sweep_main(int argc, char **argv);
 int sim_paper_main(int argc, char **argv);
+int sim_ablate_main(int argc, char **argv);
+int sim_validate_main(int argc, char **argv);
 
+/* Makes dir, which must be writable, unless it is there. returns: CLI_OK or CLI_FAILED after a message. */
+int sim_figures_prepare(const char *dir);
 /* Writes the data and pictures of the paper's figures into dir. returns: CLI_OK or CLI_FAILED after a message. */
 int sim_figures_write(const struct nkv_sim_paper *paper, const char *dir);
 
@@ -43,6 +47,8 @@ void sim_options_init(struct sim_options *o);
 /* Opens machine and model, and looks into the trace. returns: CLI_OK, CLI_FAILED or CLI_USAGE after a message. */
 int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out);
 
+/* Every number of a machine, with unit and source. */
+json_t *sim_machine_json(const struct nkv_sim_machine *machine);
 /* What the configuration takes for granted: every number of the machine, the locality, the rules. */
 json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine);
 

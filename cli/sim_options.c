@@ -142,6 +142,20 @@ static int read_weights(struct sim_options *o, const char *flag, const char *arg
     return cli_usage("--%s %s: write bf16, fp8 or q8_0", flag, arg);
 }
 
+static int read_kv(struct sim_options *o, const char *flag, const char *arg)
+{
+    (void)flag;
+    return nkv_dtype_parse(arg, &o->config.kv_dtype) < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
+}
+
+static int read_prefill(struct sim_options *o, const char *flag, const char *arg)
+{
+    o->config.in_flight_prefill = strcmp(arg, "in-flight") == 0;
+    if (!o->config.in_flight_prefill && strcmp(arg, "none") != 0)
+        return cli_usage("--%s %s: write none or in-flight", flag, arg);
+    return CLI_OK;
+}
+
 static int read_steps(struct sim_options *o, const char *flag, const char *arg)
 {
     o->has_steps = true;
@@ -205,7 +219,7 @@ const struct sim_flag sim_flags[] = {
     {"pnm", "PNM devices; 0: pages in the GPUs' memory (8)", read_pnm},
     {"tp", "GPUs of a tensor-parallel group; the groups are pipeline stages (a node's)", read_tp},
     {"batch", "requests, or max: as many as are admitted (max)", read_batch},
-    {"budget", "tokens attended per step, or a rule (context/4)", read_budget},
+    {"budget", "tokens attended per step, or a rule (52*context^0.5)", read_budget},
     {"output", "tokens that a request generates: its context grows by them (0)", read_output},
     {"steady", "share of the budget kept on the GPUs, paper or auto (paper: GPUs/(GPUs+PNM))", read_steady},
     {"page", "tokens per page (32)", read_page},
@@ -214,6 +228,9 @@ const struct sim_flag sim_flags[] = {
     {"micro-batches", "1, or 2: the FC of one under the attention of the other (1)", read_micro_batches},
     {"digest-levels", "1, or 2: a digest over 16 pages first (1)", read_digest_levels},
     {"weights", "bf16, fp8 or q8_0 (bf16)", read_weights},
+    {"kv", "f32, f16, bf16 or q8_0: K and V (f16)", read_kv},
+    {"prefill", "none, or in-flight: prompts of new requests are computed between the tokens of the others (none)",
+     read_prefill},
     {"set", "KEY=VALUE: a number of the machine, like pnm.memory_bandwidth=2 TB/s", read_set},
     {"steps", "measured steps (4)", read_steps},
     {"layers", "simulated layers, which stand for all (4)", read_layers},
@@ -324,7 +341,7 @@ int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out
     return CLI_OK;
 }
 
-static json_t *machine_json(const struct nkv_sim_machine *machine)
+json_t *sim_machine_json(const struct nkv_sim_machine *machine)
 {
     json_t *object = json_object();
     struct nkv_sim_number number;
@@ -355,13 +372,14 @@ json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machin
 {
     const struct nkv_sim_config *c = &o->config;
 
-    json_t *object = json_pack("{s:s, s:I, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:f, s:I, s:I, s:I, s:o}", "model",
-                               c->model.name, "context", (json_int_t)c->context_tokens, "mode", nkv_mode_name(c->mode),
-                               "gpus", (json_int_t)c->n_gpus, "pnm", (json_int_t)c->n_pnm, "budget", c->budget,
-                               "recall", c->same_step_recall ? "same-step" : "next-step", "page_tokens",
-                               (json_int_t)c->page_tokens, "micro_batches", (json_int_t)c->micro_batches,
-                               "weight_bytes", c->weight_bytes, "steps", (json_int_t)c->n_steps, "layers",
-                               (json_int_t)c->n_layers, "seed", (json_int_t)c->seed, "machine", machine_json(machine));
+    json_t *object = json_pack(
+        "{s:s, s:I, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:f, s:s, s:b, s:I, s:I, s:I, s:o}", "model", c->model.name,
+        "context", (json_int_t)c->context_tokens, "mode", nkv_mode_name(c->mode), "gpus", (json_int_t)c->n_gpus, "pnm",
+        (json_int_t)c->n_pnm, "budget", c->budget, "recall", c->same_step_recall ? "same-step" : "next-step",
+        "page_tokens", (json_int_t)c->page_tokens, "micro_batches", (json_int_t)c->micro_batches, "weight_bytes",
+        c->weight_bytes, "kv", nkv_dtype_name(c->kv_dtype), "in_flight_prefill", (int)c->in_flight_prefill, "steps",
+        (json_int_t)c->n_steps, "layers", (json_int_t)c->n_layers, "seed", (json_int_t)c->seed, "machine",
+        sim_machine_json(machine));
 
     json_object_update_new(object, scores_json(o));
     return object;

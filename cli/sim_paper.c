@@ -21,7 +21,8 @@ static void print_usage(FILE *file)
 {
     fputs("usage: nearkv sim paper [options]\n"
           "Simulates every configuration of the paper's section 6 with one parameter set, and compares R1-R13.\n\n"
-          "  --out DIR        data (CSV) and figures 3, 8, 10-14 (SVG, PNG where gnuplot is installed) go there\n"
+          "  --out DIR        data (CSV) and figures 3, 8, 10-14 (gnuplot scripts; SVG, PNG where gnuplot is "
+          "installed) go there\n"
           "  --machine NAME   the server (paper-server)\n"
           "  --rack NAME      the rack (paper-rack)\n"
           "  --budget RULE    tokens attended per step\n"
@@ -283,6 +284,8 @@ int sim_paper_main(int argc, char **argv)
     rc = open_machine(&o, o.sim.machine, &server);
     if (rc == CLI_OK)
         rc = open_machine(&o, o.rack, &rack);
+    if (rc == CLI_OK && o.out)
+        rc = sim_figures_prepare(o.out); /* before the minute that the simulation takes */
     if (rc == CLI_OK)
         rc = run(&o, server, rack, &paper);
     if (rc == CLI_OK)

@@ -12,6 +12,7 @@
 #include "cli.h"
 #include "progress.h"
 #include "sim.h"
+#include "text.h"
 
 #define MAX_AXES    32u
 #define MAX_POINTS  1000000u
@@ -209,22 +210,6 @@ static int run_points(struct sweep *s)
     return CLI_OK;
 }
 
-/* A CSV field: quoted, quotes doubled, when it needs to be. */
-static void put_field(FILE *file, const char *text)
-{
-    if (!strpbrk(text, ",\"\n")) {
-        fputs(text, file);
-        return;
-    }
-    fputc('"', file);
-    for (; *text; text++) {
-        if (*text == '"')
-            fputc('"', file);
-        fputc(*text, file);
-    }
-    fputc('"', file);
-}
-
 static void put_header(const struct sweep *s, FILE *file)
 {
     for (uint32_t i = 0; i < s->n_axes; i++)
@@ -246,10 +231,10 @@ static void put_row(const struct sweep *s, uint32_t point, FILE *file)
     const struct nkv_sim_report *r = &row->report;
 
     for (uint32_t i = 0; i < s->n_axes; i++) {
-        put_field(file, value_at(s, point, i));
+        text_put_csv(file, value_at(s, point, i));
         fputc(',', file);
     }
-    put_field(file, row->ok ? "ok" : row->error);
+    text_put_csv(file, row->ok ? "ok" : row->error);
     if (!row->ok) {
         for (uint32_t i = 0; i < 5u + NKV_SIM_PART_COUNT + 2u + NKV_SIM_ACCOUNT_COUNT + 7u; i++)
             fputc(',', file);

@@ -8,10 +8,12 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "cli.h"
 #include "progress.h"
@@ -52,37 +54,36 @@ void text_free(struct text *text)
     *text = (struct text){0};
 }
 
-static int read_stream(struct text *text, FILE *file, const char *path, size_t max_bytes)
+static int read_stream(struct text *text, int fd, const char *path, size_t max_bytes)
 {
     char buffer[65536];
     int rc = CLI_OK;
-    size_t n;
 
     while (rc == CLI_OK && text->bytes < max_bytes) {
         size_t room = max_bytes - text->bytes;
+        ssize_t n;
 
-        n = fread(buffer, 1, room < sizeof buffer ? room : sizeof buffer, file);
-        if (progress_interrupted())
+        if (!progress_wait_readable(fd))
             return cli_fail("interrupted while reading %s", path);
+        n = read(fd, buffer, room < sizeof buffer ? room : sizeof buffer);
+        if (n < 0)
+            return cli_usage("cannot read %s: %s", path, strerror(errno));
         if (n == 0)
             break;
-        rc = text_append(text, buffer, n);
+        rc = text_append(text, buffer, (size_t)n);
     }
-    if (rc == CLI_OK && ferror(file))
-        rc = cli_usage("cannot read %s: %s", path, strerror(errno));
     return rc;
 }
 
 static int read_file(struct text *text, const char *path, size_t max_bytes)
 {
-    FILE *file = strcmp(path, "-") == 0 ? stdin : fopen(path, "r");
-    int rc;
+    int fd = strcmp(path, "-") == 0 ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC), rc;
 
-    if (!file)
+    if (fd < 0)
         return cli_usage("cannot read %s: %s", path, strerror(errno));
-    rc = read_stream(text, file, path, max_bytes);
-    if (file != stdin)
-        fclose(file);
+    rc = read_stream(text, fd, path, max_bytes);
+    if (fd != STDIN_FILENO)
+        close(fd);
     return rc;
 }
 
@@ -181,11 +182,28 @@ int text_generate(struct text *text, size_t max_bytes, uint64_t seed)
     return rc;
 }
 
+/* Bytes of the UTF-8 character that begins with `first`; 0: none does. */
+static size_t utf8_length(unsigned char first)
+{
+    return first < 0x80 ? 1 : first >> 5 == 6 ? 2 : first >> 4 == 14 ? 3 : first >> 3 == 30 ? 4 : 0;
+}
+
+size_t text_whole_characters(const char *data, size_t bytes)
+{
+    for (size_t back = 1; back <= 3 && back <= bytes; back++) {
+        unsigned char c = (unsigned char)data[bytes - back];
+
+        if (c >> 6 != 2)
+            return utf8_length(c) > back ? bytes - back : bytes;
+    }
+    return bytes;
+}
+
 /* Bytes of the UTF-8 character at p, 0 when there is none. */
 static size_t utf8_bytes(const unsigned char *p, size_t left)
 {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t n = *p < 0x80 ? 1 : *p >> 5 == 6 ? 2 : *p >> 4 == 14 ? 3 : *p >> 3 == 30 ? 4 : 0;
+    size_t n = utf8_length(*p);
     uint32_t code = *p & (n == 1 ? 0x7fu : 0xffu >> (n + 1));
 
     if (n == 0 || n > left)
@@ -227,4 +245,19 @@ int text_print_json(json_t *object)
     if (status < 0 || putchar('\n') == EOF || fflush(stdout) == EOF)
         return cli_fail("cannot write the report to standard output");
     return CLI_OK;
+}
+
+void text_put_csv(FILE *file, const char *text)
+{
+    if (!strpbrk(text, ",\"\n")) {
+        fputs(text, file);
+        return;
+    }
+    fputc('"', file);
+    for (; *text; text++) {
+        if (*text == '"')
+            fputc('"', file);
+        fputc(*text, file);
+    }
+    fputc('"', file);
 }

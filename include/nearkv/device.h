@@ -221,6 +221,7 @@ struct nkv_device_caps {
     char name[64];           /* for people: "cpu0" */
     uint64_t capacity_bytes; /* for KV pages and digests; what SEQ_OPEN divides */
     uint32_t n_threads;
+    struct nkv_kv_shape shape; /* what it was opened with: a context of another shape is refused; all 0: not told */
 };
 
 struct nkv_device_stat {
@@ -251,9 +252,10 @@ struct nkv_device_ops {
      * returns: how many. NKV_EINVAL when fewer than min_n are in flight. After a failed completion nkv_last_error()
      * tells what was wrong with (the last of) them. */
     int (*reap)(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n);
-    /* Optional (default: NKV_ENOTSUP); a PNM or compute device of a context needs it: admission asks for free bytes. */
+    /* Optional, or NKV_ENOTSUP. Default: admission takes all of the capacity for free, and what does not fit is refused
+     * by SEQ_OPEN; several such devices fill up one by one. */
     int (*stat)(struct nkv_device *device, struct nkv_device_stat *stat_out);
-    /* Waits for the commands in flight and frees everything. */
+    /* Waits for the commands in flight and frees everything. Optional: nothing is to be freed. */
     void (*close)(struct nkv_device *device);
     /* Optional (default: the host copies): brings `bytes` bytes at `from`, in another device's window, to `offset` of
      * this device's window, for a device that has a better way (DMA), or none to go (it keeps no data). No command in

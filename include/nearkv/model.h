@@ -46,6 +46,8 @@ NKV_API int nkv_model_open_memory(const void *data, size_t bytes, const char *na
 /* A model of a known shape ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "needle-256") with random weights of
  * `dtype` and no tokenizer, for benchmarks. */
 NKV_API int nkv_model_open_random(const char *shape, enum nkv_dtype dtype, uint64_t seed, struct nkv_model **model_out);
+/* The same with weights of zero, which take no memory before they are read: to ask what it would need. */
+NKV_API int nkv_model_open_blank(const char *shape, enum nkv_dtype dtype, struct nkv_model **model_out);
 NKV_API void nkv_model_close(struct nkv_model *model);
 NKV_API void nkv_model_info(const struct nkv_model *model, struct nkv_model_info *info_out);
 /* Writes the needle model as a GGUF file (f16 or f32), atomically: path appears whole or not at all. */

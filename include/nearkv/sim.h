@@ -81,12 +81,19 @@ struct nkv_sim_config {
     double steady;   /* png: share of the budget kept on the GPUs; NAN: GPUs/(GPUs+PNM); -1: the best modelled one */
     uint32_t page_tokens; /* default 32 */
     enum nkv_granularity granularity;
-    bool same_step_recall;  /* png: as the paper */
-    uint32_t micro_batches; /* 1, or 2: FC of one under the attention of the other */
-    uint32_t digest_levels; /* 1, or 2: a digest over 16 pages first */
-    double weight_bytes;    /* per parameter: 2; 1 also doubles the GPUs' rate (fp8) */
-    uint32_t n_steps;       /* measured; default 4 */
-    uint32_t n_layers;      /* simulated, the rest scaled; default 4 */
+    bool same_step_recall;   /* png: as the paper */
+    uint32_t micro_batches;  /* 1, or 2: FC of one under the attention of the other */
+    uint32_t digest_levels;  /* 1, or 2: a digest over 16 pages first */
+    double weight_bytes;     /* per parameter: 2; at most 1 also doubles the GPUs' rate (fp8) */
+    enum nkv_dtype kv_dtype; /* of K and V: default f16; q8_0 stands in for fp8 */
+    /*
+     * Steady load with in-flight batching: a request that is done gives way to the next, whose whole prompt of
+     * context_tokens is computed within a step of the others, which wait for it. Of output_tokens steps, batch - 1 hold
+     * such a prompt of another request; the report is the mean over steps with and without one.
+     */
+    bool in_flight_prefill;
+    uint32_t n_steps;  /* measured; default 4 */
+    uint32_t n_layers; /* simulated, the rest scaled; default 4 */
     uint32_t
         n_streams; /* sequences per layer that have page scores of their own; 0: from 4 down to 1 as contexts grow */
     uint64_t seed;
@@ -213,6 +220,7 @@ struct nkv_sim_point {
     uint32_t context_tokens, n_gpus, n_pnm;
     enum nkv_mode mode;
     bool adaptive; /* png with the best modelled share */
+    bool rack;     /* on the rack, else in the server */
     int status;    /* < 0: it could not be simulated, see error */
     struct nkv_sim_report report;
     char error[128];
@@ -268,6 +276,42 @@ NKV_API void nkv_sim_paper_config_init(struct nkv_sim_config *config);
 NKV_API int nkv_sim_paper_run(const struct nkv_sim_paper_options *options, struct nkv_sim_paper **paper_out);
 /* NULL is allowed. */
 NKV_API void nkv_sim_paper_close(struct nkv_sim_paper *paper);
+
+/* ---- Validation ---- */
+
+enum nkv_sim_check_group {
+    NKV_SIM_CHECK_ANCHOR, /* decode latencies that others measured */
+    NKV_SIM_CHECK_KIND,   /* published ratios whose set-up is known in outline only */
+    NKV_SIM_CHECK_MEMORY, /* efficiency of LPDDR channels by access pattern */
+    NKV_SIM_CHECK_CLOSED, /* machines so small that a formula has the answer */
+    NKV_SIM_CHECK_GROUP_COUNT
+};
+NKV_API const char *nkv_sim_check_group_name(enum nkv_sim_check_group group);
+
+/* One number that is known from elsewhere, and ours. It holds when low <= simulated <= high. */
+struct nkv_sim_check {
+    enum nkv_sim_check_group group;
+    char name[96];
+    const char *source, *unit; /* static storage */
+    double expected;           /* measured, published, tabulated or by formula; NAN: there are only the limits */
+    double simulated;
+    double low, high;
+    bool holds;
+};
+
+struct nkv_sim_validation {
+    uint32_t n_checks;
+    struct nkv_sim_check *checks;
+    double anchor_mean_error, anchor_max_error; /* |simulated / measured - 1| */
+};
+
+/*
+ * Compares the simulator with what is known: decode anchors on `server` (H100s, all with its one set of numbers), the
+ * table of LPDDR efficiencies, closed forms. blocks. returns: 0; NKV_ENOMEM; what nkv_sim_run returns.
+ */
+NKV_API int nkv_sim_validate(const struct nkv_sim_machine *server, struct nkv_sim_validation **validation_out);
+/* NULL is allowed. */
+NKV_API void nkv_sim_validation_close(struct nkv_sim_validation *validation);
 
 /* The budget of a rule at a context. returns: 0, or NKV_EINVAL saying what a rule looks like. */
 NKV_API int nkv_sim_budget(const char *rule, uint32_t context_tokens, uint32_t *budget_out);

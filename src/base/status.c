@@ -10,6 +10,7 @@
 #include <string.h>
 
 static _Thread_local char last_error[512];
+static _Thread_local uint64_t n_messages;
 
 int nkv_fail(int status, const char *format, ...)
 {
@@ -18,7 +19,13 @@ int nkv_fail(int status, const char *format, ...)
     va_start(args, format);
     vsnprintf(last_error, sizeof last_error, format, args);
     va_end(args);
+    n_messages++;
     return status;
+}
+
+uint64_t nkv_fail_count(void)
+{
+    return n_messages;
 }
 
 const char *nkv_last_error(void)

@@ -7,6 +7,8 @@
 
 /* Formats the message of this thread's last failure and returns status. */
 int nkv_fail(int status, const char *format, ...) NKV_PRINTF(2, 3);
+/* Messages written on this thread so far: tells whether a call that failed has left one. */
+uint64_t nkv_fail_count(void);
 
 /* The only two control-flow macros of the project. */
 #define TRY(expr)                                                                                                      \

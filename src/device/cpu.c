@@ -101,8 +101,10 @@ static int cpu_caps(struct nkv_device *device, struct nkv_device_caps *caps_out)
 {
     struct nkv_cpu *cpu = cpu_of(device);
 
-    *caps_out = (struct nkv_device_caps){
-        .size = sizeof *caps_out, .capacity_bytes = cpu->capacity_bytes, .n_threads = cpu->n_threads};
+    *caps_out = (struct nkv_device_caps){.size = sizeof *caps_out,
+                                         .capacity_bytes = cpu->capacity_bytes,
+                                         .n_threads = cpu->n_threads,
+                                         .shape = cpu->shape};
     memcpy(caps_out->name, cpu->name, sizeof caps_out->name);
     return 0;
 }

@@ -57,15 +57,14 @@ struct nkv_cpu {
 
     /* sized at open, committed on first touch */
     struct nkv_region scratch;
-    float *q_sums;              /* SELECT: [KVH][2][D]: q_pos, q_neg */
-    float *scores;              /* SELECT: [KVH][max_pages] */
-    uint32_t *ranked, *chosen;  /* SELECT: [KVH][max_pages] each */
-    float *partials;            /* ATTEND: [NKV_CPU_PARTS] blocks of partial_floats */
-    size_t partial_floats;      /* o [max_rows][D], m [max_rows], l [max_rows] */
-    struct nkv_cpu_rank *ranks; /* [n_threads] */
-    uint32_t **unit_ids;        /* [KVH] */
-    uint32_t *unit_n;           /* [KVH] */
-    uint32_t max_pages, max_rows;
+    float *q_sums;                /* SELECT: [KVH][2][D]: q_pos, q_neg */
+    float *scores;                /* SELECT: [KVH][max_pages] */
+    uint32_t *ranked, *chosen;    /* SELECT: [KVH][max_pages] each */
+    float *partials;              /* ATTEND: at most NKV_CPU_PARTS blocks of o [rows][D], m [rows], l [rows] */
+    struct nkv_cpu_rank *ranks;   /* [n_threads] */
+    uint32_t **unit_ids;          /* [KVH] */
+    uint32_t *unit_n;             /* [KVH] */
+    uint32_t max_pages, max_rows; /* rows of a task */
 
     struct nkv_cpu_queue *queue;
     struct nkv_cpu_stat stat;
@@ -74,6 +73,9 @@ struct nkv_cpu {
 
 /* Tasks of one ATTEND that have a partial of their own. */
 #define NKV_CPU_PARTS 128u
+
+/* Rows of a partial are a multiple of this, so that m and l begin on cache lines. */
+#define NKV_CPU_ROW_GRAIN 16u
 
 /* Query rows that one task of a prefill block holds at most (if a single token does not have more). */
 #define NKV_CPU_BLOCK_ROWS 256u

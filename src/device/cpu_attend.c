@@ -29,6 +29,7 @@ struct attend {
     float *o, *m, *l;                                 /* in the window */
     uint32_t block_tokens, n_blocks, n_groups;        /* blocks of query tokens; groups of KV heads */
     uint32_t heads_per_task, n_parts, pages_per_part; /* KV heads of a group; parts of a list */
+    uint32_t task_rows;                               /* at most, rounded up to whole cache lines of m and l */
 };
 
 /* One task, decoded: rows are [KV head of the task][token][query head of the group]. */
@@ -53,9 +54,9 @@ static struct task decode(const struct attend *a, uint32_t index, uint32_t rank)
         task.m = cpu->ranks[rank].m;
         task.l = cpu->ranks[rank].l;
     } else {
-        task.o = cpu->partials + index * cpu->partial_floats;
-        task.m = task.o + (size_t)cpu->max_rows * cpu->shape.head_dim;
-        task.l = task.m + cpu->max_rows;
+        task.o = cpu->partials + index * ((size_t)a->task_rows * (cpu->shape.head_dim + 2));
+        task.m = task.o + (size_t)a->task_rows * cpu->shape.head_dim;
+        task.l = task.m + a->task_rows;
     }
     return task;
 }
@@ -155,18 +156,24 @@ static uint32_t page_limits(const struct attend *a, const struct task *task, uin
     return last;
 }
 
-/* Tells the kernel where the next page of this task lies. */
-static void hint(const struct attend *a, uint32_t head, uint32_t i, uint32_t end, struct nkv_attend *fold)
+/*
+ * Tells the kernel where the page lies that this task folds after the next one. The next one is too close where a page
+ * is small: of 32 tokens in q8_0 it takes half a microsecond, which is what memory takes when it is busy.
+ */
+static void hint(const struct attend *a, const struct task *task, uint32_t i, uint32_t end, uint32_t head,
+                 struct nkv_attend *fold)
 {
-    struct nkv_page_view next;
+    struct nkv_page_view page;
+    uint32_t ahead = head - task->head0 + 2;
+    uint32_t entry = i + ahead / a->heads_per_task, ahead_head = task->head0 + ahead % a->heads_per_task;
 
-    if (i >= end)
+    if (entry >= end)
         return;
-    next = nkv_store_page(a->cpu->store, a->seq, a->cmd->layer, list_page(a, head, i), head);
-    fold->next_k = next.k;
-    fold->next_v = next.v;
-    fold->next_k_scale = next.k_scale;
-    fold->next_v_scale = next.v_scale;
+    page = nkv_store_page(a->cpu->store, a->seq, a->cmd->layer, list_page(a, ahead_head, entry), ahead_head);
+    fold->next_k = page.k;
+    fold->next_v = page.v;
+    fold->next_k_scale = page.k_scale;
+    fold->next_v_scale = page.v_scale;
 }
 
 /* Folds entry i of the list, for the KV heads of the task in turn. */
@@ -198,10 +205,7 @@ static void fold_page(const struct attend *a, const struct task *task, const str
             .scratch = scratch->kernel,
         };
 
-        if (head < last_head)
-            hint(a, head + 1, i, end, &fold);
-        else
-            hint(a, task->head0, i + 1, end, &fold);
+        hint(a, task, i, end, head, &fold);
         a->kernels->attend[shape->dtype](&fold);
     }
 }
@@ -307,6 +311,8 @@ static void split(struct attend *a)
     a->n_groups = shape->n_kv_heads / a->heads_per_task;
     a->block_tokens = rows_tokens > 64 ? 64 : rows_tokens ? rows_tokens : 1;
     a->n_blocks = (a->cmd->n_tokens - 1) / a->block_tokens + 1;
+    rows_tokens = a->cmd->n_tokens < a->block_tokens ? a->cmd->n_tokens : a->block_tokens;
+    a->task_rows = (uint32_t)nkv_round_up(a->heads_per_task * rows_tokens * a->cpu->group, NKV_CPU_ROW_GRAIN);
     page_bytes = nkv_page_bytes(shape, a->heads_per_task);
     least = page_bytes < TASK_BYTES ? (uint32_t)(TASK_BYTES / page_bytes) : 1;
     max_parts = (uint32_t)(NKV_CPU_PARTS / ((uint64_t)a->n_blocks * a->n_groups));

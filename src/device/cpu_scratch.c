@@ -62,7 +62,7 @@ static void carve_all(struct nkv_cpu *cpu, struct carver *carver)
     cpu->unit_n = carve(carver, n_heads, sizeof *cpu->unit_n);
     cpu->q_sums = carve(carver, 2 * n_heads * dim, sizeof(float));
     carve_ranks(cpu, carver);
-    cpu->partials = carve(carver, NKV_CPU_PARTS * cpu->partial_floats, sizeof(float));
+    cpu->partials = carve(carver, NKV_CPU_PARTS * (uint64_t)cpu->max_rows * (dim + 2), sizeof(float));
     cpu->scores = carve(carver, pages, sizeof(float));
     cpu->ranked = carve(carver, pages, sizeof(uint32_t));
     cpu->chosen = carve(carver, pages, sizeof(uint32_t));
@@ -74,7 +74,7 @@ int nkv_cpu_scratch_open(struct nkv_cpu *cpu)
 
     cpu->max_pages = nkv_store_max_pages(cpu->store);
     cpu->max_rows = cpu->shape.n_heads > NKV_CPU_BLOCK_ROWS ? cpu->shape.n_heads : NKV_CPU_BLOCK_ROWS;
-    cpu->partial_floats = nkv_round_up((size_t)cpu->max_rows * (cpu->shape.head_dim + 2), 16);
+    cpu->max_rows = (uint32_t)nkv_round_up(cpu->max_rows, NKV_CPU_ROW_GRAIN);
     carve_all(cpu, &carver);
     if (carver.overflow)
         FAIL(NKV_ENOMEM, "a capacity of %llu bytes is more than this machine can address",

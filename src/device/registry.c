@@ -100,6 +100,6 @@ int nkv_device_open(const char *spec, const struct nkv_device_config *config, st
 
 void nkv_device_close(struct nkv_device *device)
 {
-    if (device)
+    if (device && device->ops->close)
         device->ops->close(device);
 }

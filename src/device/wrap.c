@@ -42,17 +42,24 @@ int nkv_wrap_submit_staged(struct nkv_wrap *wrap, uint32_t n)
             wrap->free_tags[wrap->n_free++] = (uint32_t)wrap->staged[i].user_data;
         return status;
     }
+    for (uint32_t i = 0; i < n; i++)
+        wrap->in_flight[wrap->staged[i].user_data] = true;
     wrap->n_commands += n;
     return 0;
 }
 
-uint32_t nkv_wrap_finish(struct nkv_wrap *wrap, struct nkv_cqe *cqe)
+int nkv_wrap_finish(struct nkv_wrap *wrap, struct nkv_cqe *cqe, uint32_t *tag_out)
 {
     uint32_t tag = (uint32_t)cqe->user_data;
 
+    if (cqe->user_data >= NKV_WRAP_ENTRIES || !wrap->in_flight[tag])
+        FAIL(NKV_EDEVICE, "device '%s' completed user_data 0x%llx, which is not in flight there",
+             wrap->inner->ops->backend, (unsigned long long)cqe->user_data);
     cqe->user_data = wrap->pending[tag].user_data;
+    wrap->in_flight[tag] = false;
     wrap->free_tags[wrap->n_free++] = tag;
-    return tag;
+    *tag_out = tag;
+    return 0;
 }
 
 static struct nkv_wrap *wrap_of(struct nkv_device *device)

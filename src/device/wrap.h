@@ -13,6 +13,7 @@ struct nkv_wrap {
     char *window;
     uint32_t n_free;
     uint32_t free_tags[NKV_WRAP_ENTRIES];
+    bool in_flight[NKV_WRAP_ENTRIES];         /* by tag */
     struct nkv_cmd pending[NKV_WRAP_ENTRIES]; /* by tag, as the client sent them */
     uint64_t numbers[NKV_WRAP_ENTRIES];       /* by tag: commands before this one */
     uint64_t n_commands;
@@ -27,8 +28,9 @@ void nkv_wrap_init(struct nkv_wrap *wrap, const struct nkv_device_ops *ops, stru
 int nkv_wrap_stage(struct nkv_wrap *wrap, const struct nkv_cmd *cmds, uint32_t n);
 /* Hands what was staged to the inner device; gives the tags back when it refuses. */
 int nkv_wrap_submit_staged(struct nkv_wrap *wrap, uint32_t n);
-/* Ends a completion's command: restores user_data, frees the tag. returns: the tag, valid until the next stage. */
-uint32_t nkv_wrap_finish(struct nkv_wrap *wrap, struct nkv_cqe *cqe);
+/* Ends a completion's command: restores user_data, frees the tag, which is valid until the next stage. returns: 0, or
+ * NKV_EDEVICE: the inner device completed what it was not sent. */
+int nkv_wrap_finish(struct nkv_wrap *wrap, struct nkv_cqe *cqe, uint32_t *tag_out);
 
 /* Slots that pass through. */
 int nkv_wrap_caps(struct nkv_device *device, struct nkv_device_caps *caps_out);

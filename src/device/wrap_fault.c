@@ -50,8 +50,9 @@ static int fault_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint3
         NKV_WRAP_ENTRIES; /* the victim's tag, when nothing failed after it: the message is the last one's */
 
     for (int i = 0; i < n; i++) {
-        uint32_t tag = nkv_wrap_finish(&fault->wrap, &cqes_out[i]);
+        uint32_t tag;
 
+        TRY(nkv_wrap_finish(&fault->wrap, &cqes_out[i], &tag));
         if (cqes_out[i].res < 0)
             last = NKV_WRAP_ENTRIES;
         if (!fault->struck || fault->wrap.numbers[tag] != fault->victim)

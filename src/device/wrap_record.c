@@ -13,9 +13,11 @@
  * context's devices can be put in one order. Lines are in the order of submission and of reaping. What a SELECT wrote
  * is read from the window when its completion is reaped, before the client sees it.
  *
- * A trace that cannot be written (a full disk) makes the next submit fail with NKV_EIO: a recording with holes is
- * worth nothing, and at close nobody can be told.
+ * A trace that cannot be written (a full disk) makes the next submit or stat fail with NKV_EIO: a recording with holes
+ * is worth nothing. stat writes out what is buffered, so that who asks it after the last command knows: at close nobody
+ * can be told.
  */
+#include <errno.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -29,6 +31,8 @@ struct record {
     struct nkv_wrap wrap; /* first */
     struct nkv_kv_shape shape;
     FILE *file;
+    char *path;
+    int error; /* errno of the first write that failed; 0: none */
 };
 
 /* Of the whole program: recorders know nothing of one another, and of the clocks only that they may be coarse. */
@@ -37,6 +41,20 @@ static atomic_uint_fast64_t n_submitted;
 static struct record *record_of(struct nkv_device *device)
 {
     return (struct record *)(void *)device;
+}
+
+/* Later calls change errno. */
+static void note_error(struct record *record)
+{
+    if (ferror(record->file) && !record->error)
+        record->error = errno ? errno : EIO;
+}
+
+static int check_written(const struct record *record)
+{
+    if (record->error)
+        FAIL(NKV_EIO, "cannot write the trace: %s: '%s'", strerror(record->error), record->path);
+    return 0;
 }
 
 static void put_field(FILE *file, const char *name, uint64_t value)
@@ -123,12 +141,12 @@ static int record_submit(struct nkv_device *device, const struct nkv_cmd *cmds, 
     struct record *record = record_of(device);
     uint64_t first = record->wrap.n_commands;
 
-    if (ferror(record->file))
-        FAIL(NKV_EIO, "cannot write the trace: is the disk full?");
+    TRY(check_written(record));
     TRY(nkv_wrap_stage(&record->wrap, cmds, n));
     TRY(nkv_wrap_submit_staged(&record->wrap, n));
     for (uint32_t i = 0; i < n; i++)
         put_cmd(record->file, first + i, &cmds[i]);
+    note_error(record);
     return 0;
 }
 
@@ -138,9 +156,11 @@ static int record_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint
     int n = record->wrap.inner->ops->reap(record->wrap.inner, cqes_out, max_n, min_n);
 
     for (int i = 0; i < n; i++) {
-        uint32_t tag = nkv_wrap_finish(&record->wrap, &cqes_out[i]);
-        const struct nkv_cmd *cmd = &record->wrap.pending[tag];
+        const struct nkv_cmd *cmd;
+        uint32_t tag;
 
+        TRY(nkv_wrap_finish(&record->wrap, &cqes_out[i], &tag));
+        cmd = &record->wrap.pending[tag];
         fprintf(record->file, "{\"cqe\":%llu,\"res\":%d,\"start_ns\":%llu,\"end_ns\":%llu",
                 (unsigned long long)record->wrap.numbers[tag], cqes_out[i].res,
                 (unsigned long long)cqes_out[i].start_ns, (unsigned long long)cqes_out[i].end_ns);
@@ -148,7 +168,18 @@ static int record_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint
             put_selection(record, cmd);
         fputs("}\n", record->file);
     }
+    note_error(record);
     return n;
+}
+
+static int record_stat(struct nkv_device *device, struct nkv_device_stat *stat_out)
+{
+    struct record *record = record_of(device);
+
+    (void)fflush(record->file);
+    note_error(record);
+    TRY(check_written(record));
+    return nkv_wrap_stat(device, stat_out);
 }
 
 static void record_close(struct nkv_device *device)
@@ -157,6 +188,7 @@ static void record_close(struct nkv_device *device)
 
     nkv_device_close(record->wrap.inner);
     fclose(record->file);
+    nkv_free(record->path);
     nkv_free(record);
 }
 
@@ -167,7 +199,7 @@ static const struct nkv_device_ops record_ops = {
     .map = nkv_wrap_map,
     .submit = record_submit,
     .reap = record_reap,
-    .stat = nkv_wrap_stat,
+    .stat = record_stat,
     .close = record_close,
     .copy = nkv_wrap_copy,
 };
@@ -184,20 +216,34 @@ static void put_header(FILE *file, const struct nkv_device *inner, const struct 
             (unsigned long long)capacity_bytes);
 }
 
+static int open_file(struct record *record, const char *path)
+{
+    size_t bytes = strlen(path) + 1;
+
+    TRY(nkv_alloc(bytes, 1, &record->path));
+    memcpy(record->path, path, bytes);
+    record->file = fopen(path, "w");
+    if (!record->file)
+        FAIL(NKV_EIO, "cannot create the trace file '%s': %s", path, strerror(errno));
+    return 0;
+}
+
 int nkv_record_open(const char *args, const struct nkv_device_config *config, struct nkv_device *inner,
                     struct nkv_device **device_out)
 {
     struct nkv_device_caps caps = {.size = sizeof caps};
     struct record *record;
+    int status;
 
     TRY(inner->ops->caps(inner, &caps));
     TRY(nkv_alloc(1, sizeof *record, &record));
     nkv_wrap_init(&record->wrap, &record_ops, inner);
     record->shape = config->shape;
-    record->file = fopen(args, "w");
-    if (!record->file) {
+    status = open_file(record, args);
+    if (status < 0) {
+        nkv_free(record->path);
         nkv_free(record);
-        FAIL(NKV_EIO, "cannot create the trace file '%s'", args);
+        return status;
     }
     put_header(record->file, inner, &config->shape, caps.capacity_bytes);
     *device_out = &record->wrap.device;

@@ -27,6 +27,8 @@ void nkv_avx512_attend_f16(const struct nkv_attend *a);
 void nkv_avx512_attend_bf16(const struct nkv_attend *a);
 void nkv_avx512_attend_q8_0(const struct nkv_attend *a);
 
+void nkv_avx512x_attend_bf16(const struct nkv_attend *a);
+void nkv_avx512x_prepare_bf16(size_t n_rows, size_t dim, const float *q, void *out);
 void nkv_avx512x_attend_q8_0(const struct nkv_attend *a);
 void nkv_avx512x_prepare_q8_0(size_t n_rows, size_t dim, const float *q, void *out);
 

@@ -15,6 +15,8 @@ void nkv_avx512_install(struct nkv_kernels *kernels, bool extended)
     kernels->attend[NKV_BF16] = nkv_avx512_attend_bf16;
     kernels->attend[NKV_Q8_0] = nkv_avx512_attend_q8_0;
     if (extended) {
+        kernels->attend[NKV_BF16] = nkv_avx512x_attend_bf16;
+        kernels->prepare[NKV_BF16] = nkv_avx512x_prepare_bf16;
         kernels->attend[NKV_Q8_0] = nkv_avx512x_attend_q8_0;
         kernels->prepare[NKV_Q8_0] = nkv_avx512x_prepare_q8_0;
     }

@@ -35,9 +35,9 @@ struct nkv_attend {
     const void *k, *v;
     const float *k_scale, *v_scale; /* q8_0 only */
     /*
-     * Hints: where the page lies that the caller folds next (n_tokens tokens of it are assumed). The kernel prefetches
-     * it while it computes, so that memory never waits at a page's end. Any of them may be NULL, e.g. for the last
-     * page.
+     * Hints: where a page lies that the caller folds soon, every page being named once (n_tokens tokens of it are
+     * assumed). The kernel prefetches it while it computes, so that memory never waits at a page's end. Any of them may
+     * be NULL, e.g. for the last page.
      */
     const void *next_k, *next_v;
     const float *next_k_scale, *next_v_scale; /* q8_0 only */

@@ -119,7 +119,8 @@ int nkv_kernels_choose(const char *name)
 
 size_t nkv_prepared_row_bytes(uint32_t dim)
 {
-    return NKV_CACHE_LINE + 2 * nkv_round_up(dim, NKV_CACHE_LINE);
+    size_t q8_0 = NKV_CACHE_LINE + 2 * nkv_round_up(dim, NKV_CACHE_LINE), bf16 = 4 * nkv_round_up(dim, 32);
+    return q8_0 > bf16 ? q8_0 : bf16;
 }
 
 size_t nkv_attend_scratch_bytes(uint32_t n_rows, uint32_t page_tokens, uint32_t dim)

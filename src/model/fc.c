@@ -35,6 +35,9 @@ struct nkv_fc {
     uint16_t *x_bf16;                        /* [max_tokens][max_cols] */
     float *panels;                           /* [threads][TILE_ROWS][max_cols] */
     float *rows;                             /* [threads][max_cols]: one q8_0 row on its way to bf16 */
+    float *tiles;                            /* [threads][max_tokens][TILE_ROWS]: of y, before it is put in place */
+    char *scratch;                           /* [threads][scratch_bytes]: of the largest product so far */
+    size_t scratch_bytes;
 };
 
 static uint32_t min_u32(uint32_t a, uint32_t b)
@@ -44,7 +47,8 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
 
 uint64_t nkv_fc_bytes(uint32_t n_threads, uint32_t max_tokens, uint32_t max_cols)
 {
-    return (uint64_t)max_cols * (2u * (uint64_t)max_tokens + 4u * (uint64_t)n_threads * (TILE_ROWS + 1u));
+    return (uint64_t)max_cols * (2u * (uint64_t)max_tokens + 4u * (uint64_t)n_threads * (TILE_ROWS + 1u)) +
+           4u * (uint64_t)n_threads * max_tokens * TILE_ROWS;
 }
 
 int nkv_fc_open(struct nkv_team *team, uint32_t max_tokens, uint32_t max_cols, struct nkv_fc **fc_out)
@@ -64,6 +68,8 @@ int nkv_fc_open(struct nkv_team *team, uint32_t max_tokens, uint32_t max_cols, s
         status = nkv_alloc(n_threads * TILE_ROWS * max_cols, sizeof *fc->panels, &fc->panels);
     if (status == 0)
         status = nkv_alloc(n_threads * max_cols, sizeof *fc->rows, &fc->rows);
+    if (status == 0)
+        status = nkv_alloc(n_threads * max_tokens * TILE_ROWS, sizeof *fc->tiles, &fc->tiles);
     if (status < 0) {
         nkv_fc_close(fc);
         return status;
@@ -76,6 +82,8 @@ void nkv_fc_close(struct nkv_fc *fc)
 {
     if (!fc)
         return;
+    nkv_free(fc->scratch);
+    nkv_free(fc->tiles);
     nkv_free(fc->rows);
     nkv_free(fc->panels);
     nkv_free(fc->x_bf16);
@@ -209,6 +217,7 @@ static void gemm_task(void *arg, uint32_t task, uint32_t rank)
     const struct product *p = job->products;
     const struct nkv_matrix *w;
     uint32_t r0, n;
+    float *y;
     int status;
 
     while (task >= p->first_task + p->n_tiles)
@@ -216,11 +225,29 @@ static void gemm_task(void *arg, uint32_t task, uint32_t rank)
     w = p->part->w;
     r0 = (task - p->first_task) * TILE_ROWS;
     n = min_u32(TILE_ROWS, w->n_rows - r0);
+    y = n == w->n_rows ? p->part->y : job->fc->tiles + (size_t)rank * job->fc->max_tokens * TILE_ROWS;
     status = nkv_gemm_run(n == TILE_ROWS ? p->whole : p->last,
                           p->type == NKV_BF16 ? (const void *)job->fc->x_bf16 : (const void *)job->x,
-                          panel(job->fc, rank, w, r0, n), p->part->y + r0);
+                          panel(job->fc, rank, w, r0, n), y, job->fc->scratch + rank * job->fc->scratch_bytes);
     if (status < 0)
         atomic_store(&job->status, status);
+    for (uint32_t t = 0; n < w->n_rows && t < job->n_tokens; t++)
+        memcpy(p->part->y + (size_t)t * w->n_rows + r0, y + (size_t)t * n, n * sizeof *y);
+}
+
+/* The library tells only of a product that exists what it works in. */
+static int reserve_scratch(struct nkv_fc *fc, const struct nkv_gemm *gemm)
+{
+    size_t bytes = nkv_round_up(nkv_gemm_scratch_bytes(gemm), NKV_CACHE_LINE);
+    char *scratch;
+
+    if (bytes <= fc->scratch_bytes)
+        return 0;
+    TRY(nkv_alloc(nkv_team_size(fc->team), bytes, &scratch));
+    nkv_free(fc->scratch);
+    fc->scratch = scratch;
+    fc->scratch_bytes = bytes;
+    return 0;
 }
 
 static int product_open(struct gemm_job *job, const struct nkv_fc_part *part, struct product *p)
@@ -232,10 +259,14 @@ static int product_open(struct gemm_job *job, const struct nkv_fc_part *part, st
     p->type = job->fc->type_of[w->dtype];
     job->n_tasks += p->n_tiles;
     job->n_products++;
-    if (w->n_rows >= TILE_ROWS)
-        TRY(nkv_gemm_open(p->type, job->n_tokens, TILE_ROWS, w->n_cols, w->n_rows, &p->whole));
-    if (rest)
-        TRY(nkv_gemm_open(p->type, job->n_tokens, rest, w->n_cols, w->n_rows, &p->last));
+    if (w->n_rows >= TILE_ROWS) {
+        TRY(nkv_gemm_open(p->type, job->n_tokens, TILE_ROWS, w->n_cols, &p->whole));
+        TRY(reserve_scratch(job->fc, p->whole));
+    }
+    if (rest) {
+        TRY(nkv_gemm_open(p->type, job->n_tokens, rest, w->n_cols, &p->last));
+        TRY(reserve_scratch(job->fc, p->last));
+    }
     return 0;
 }
 

@@ -45,10 +45,12 @@ struct nkv_gemm;
 
 /* The type in which weights of dtype are multiplied here: NKV_BF16 or NKV_F32. */
 enum nkv_dtype nkv_gemm_type(enum nkv_dtype dtype);
-/* y [m][ldy] = x [m][k] w^T, w [n][k], of type bf16 or f32. A short-lived object. */
-int nkv_gemm_open(enum nkv_dtype dtype, uint32_t m, uint32_t n, uint32_t k, uint32_t ldy, struct nkv_gemm **gemm_out);
+/* y [m][n] = x [m][k] w^T, w [n][k], of type bf16 or f32. A short-lived object. */
+int nkv_gemm_open(enum nkv_dtype dtype, uint32_t m, uint32_t n, uint32_t k, struct nkv_gemm **gemm_out);
 void nkv_gemm_close(struct nkv_gemm *gemm);
-/* Any number of threads at a time. returns: 0 or NKV_ENOMEM. */
-int nkv_gemm_run(const struct nkv_gemm *gemm, const void *x, const void *w, float *y);
+/* Bytes that a run works in. */
+size_t nkv_gemm_scratch_bytes(const struct nkv_gemm *gemm);
+/* Any number of threads at a time, each with a scratch of its own, 64-byte aligned. returns: 0 or NKV_ENOMEM. */
+int nkv_gemm_run(const struct nkv_gemm *gemm, const void *x, const void *w, float *y, void *scratch);
 
 #endif

@@ -102,7 +102,7 @@ static void fill_matrix(const struct nkv_matrix *w, void *out, uint64_t *state)
 struct carver {
     struct nkv_model *model;
     uint64_t bytes;
-    uint64_t seed;
+    uint64_t *seed; /* NULL: weights stay zero */
     enum nkv_dtype dtype;
 };
 
@@ -114,7 +114,8 @@ static void carve(struct carver *c, struct nkv_matrix *out, uint32_t n_rows, uin
     if (c->model->region.base) {
         uint8_t *at = (uint8_t *)c->model->region.base + c->bytes;
 
-        fill_matrix(&w, at, &c->seed);
+        if (c->seed)
+            fill_matrix(&w, at, c->seed);
         w.data = at;
         c->model->info.weight_bytes += bytes;
         c->model->info.n_parameters += (uint64_t)n_rows * n_cols;
@@ -153,7 +154,7 @@ static int ones(uint32_t n, float **out)
     return 0;
 }
 
-static int build(struct nkv_model *model, enum nkv_dtype dtype, uint64_t seed)
+static int build(struct nkv_model *model, enum nkv_dtype dtype, uint64_t *seed)
 {
     struct carver count = {.model = model, .dtype = dtype}, place = {.model = model, .dtype = dtype, .seed = seed};
 
@@ -169,7 +170,7 @@ static int build(struct nkv_model *model, enum nkv_dtype dtype, uint64_t seed)
     return 0;
 }
 
-int nkv_model_open_random(const char *shape, enum nkv_dtype dtype, uint64_t seed, struct nkv_model **model_out)
+static int open_shape(const char *shape, enum nkv_dtype dtype, uint64_t *seed, struct nkv_model **model_out)
 {
     const struct shape *s = shape ? find_shape(shape) : NULL;
     struct nkv_model *model;
@@ -203,4 +204,14 @@ int nkv_model_open_random(const char *shape, enum nkv_dtype dtype, uint64_t seed
     }
     *model_out = model;
     return 0;
+}
+
+int nkv_model_open_random(const char *shape, enum nkv_dtype dtype, uint64_t seed, struct nkv_model **model_out)
+{
+    return open_shape(shape, dtype, &seed, model_out);
+}
+
+int nkv_model_open_blank(const char *shape, enum nkv_dtype dtype, struct nkv_model **model_out)
+{
+    return open_shape(shape, dtype, NULL, model_out);
 }

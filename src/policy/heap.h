@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * policy/heap.h: a heap of u32, and heapsort, in place. Chosen over quicksort because the lists that a policy sorts
- * come from a command's operands: no input may make it quadratic, and it needs neither memory nor recursion.
+ * policy/heap.h: a heap of u32, in place. Chosen over quickselect because the lists that a policy ranks come from a
+ * command's operands: no input may make it quadratic, and it needs neither memory nor recursion.
  */
 #ifndef NKV_POLICY_HEAP_H
 #define NKV_POLICY_HEAP_H
 
 #include <nearkv/types.h>
 
-/* Whether a ranks before b; `context` is what the caller passed to heap_sort. */
+/* Whether a ranks before b; `context` is what the caller passed. */
 typedef bool (*heap_less_fn)(const void *context, uint32_t a, uint32_t b);
 
 static inline void heap_sift(uint32_t *items, uint32_t root, uint32_t n, heap_less_fn less, const void *context)
@@ -44,14 +44,6 @@ static inline uint32_t heap_pop(uint32_t *items, uint32_t n, heap_less_fn less, 
     items[0] = items[n - 1];
     heap_sift(items, 0, n - 1, less, context);
     return last;
-}
-
-/* Items that rank equal must be interchangeable: the sort is not stable. */
-static inline void heap_sort(uint32_t *items, uint32_t n, heap_less_fn less, const void *context)
-{
-    heap_build(items, n, less, context);
-    for (; n > 1; n--)
-        items[n - 1] = heap_pop(items, n, less, context);
 }
 
 #endif

@@ -14,7 +14,8 @@
 
 #include "base/status.h"
 #include "kernels/kernels.h"
-#include "policy/heap.h"
+
+#define FEW_IDS 24u
 
 static uint32_t min_u32(uint32_t a, uint32_t b)
 {
@@ -76,13 +77,63 @@ uint32_t nkv_select_pages(const struct nkv_select_rule *rule, const float *score
     return n;
 }
 
-static bool id_less(const void *context, uint32_t a, uint32_t b)
+/* Few ids: insertion. */
+static void sort_few(uint32_t *ids, uint32_t n)
 {
-    (void)context;
-    return a < b;
+    for (uint32_t i = 1; i < n; i++) {
+        uint32_t id = ids[i], at = i;
+
+        for (; at > 0 && ids[at - 1] > id; at--)
+            ids[at] = ids[at - 1];
+        ids[at] = id;
+    }
 }
 
+/* Moves ids without the bit to the front. returns: how many. */
+static uint32_t split(uint32_t *ids, uint32_t n, uint32_t bit)
+{
+    uint32_t low = 0, high = n;
+
+    while (low < high) {
+        uint32_t id = ids[low];
+
+        if (!(id & bit)) {
+            low++;
+            continue;
+        }
+        ids[low] = ids[--high];
+        ids[high] = id;
+    }
+    return low;
+}
+
+/*
+ * Radix exchange sort: by the highest bit, then each part by the next. Lists come from a command's operands: no input
+ * makes it slower than 32 passes, and it needs no memory but a part per bit (of the two parts of a split one is sorted
+ * at once).
+ */
 void nkv_sort_ids(uint32_t *ids, uint32_t n)
 {
-    heap_sort(ids, n, id_less, NULL);
+    struct part {
+        uint32_t begin, n, bit;
+    } parts[33];
+    uint32_t n_parts = 0, all = 0;
+
+    for (uint32_t i = 0; i < n; i++)
+        all |= ids[i];
+    parts[n_parts++] = (struct part){0, n, all ? 1u << (31 - __builtin_clz(all)) : 0};
+    while (n_parts > 0) {
+        struct part p = parts[--n_parts];
+        uint32_t n_low;
+
+        if (p.bit == 0) /* equal ids */
+            continue;
+        if (p.n <= FEW_IDS) {
+            sort_few(ids + p.begin, p.n);
+            continue;
+        }
+        n_low = split(ids + p.begin, p.n, p.bit);
+        parts[n_parts++] = (struct part){p.begin, n_low, p.bit >> 1};
+        parts[n_parts++] = (struct part){p.begin + n_low, p.n - n_low, p.bit >> 1};
+    }
 }

@@ -159,12 +159,9 @@ int nkv_compute_estimate(const struct nkv_kv_shape *shape, const struct nkv_seq_
 
 static int free_bytes(const struct port *port, uint64_t *free_out)
 {
-    struct nkv_device_stat stat = {.size = sizeof stat};
+    struct nkv_device_stat stat;
 
-    if (!port->device->ops->stat)
-        FAIL(NKV_ENOTSUP, "device %u (%s) does not tell what it holds (stat), which admission needs", port->index,
-             port->caps.name);
-    TRY(port->device->ops->stat(port->device, &stat));
+    TRY(port_stat(port, &stat));
     *free_out = port->caps.capacity_bytes > stat.used_bytes ? port->caps.capacity_bytes - stat.used_bytes : 0;
     return 0;
 }

@@ -61,7 +61,7 @@ static int open_ports(struct nkv_context *context)
     TRY(nkv_alloc(context->n_ports, sizeof *context->ports, &context->ports));
     TRY(nkv_alloc(context->n_ports, sizeof *context->free_bytes, &context->free_bytes));
     for (uint32_t i = 0; i < context->n_ports; i++)
-        TRY(port_open(&context->ports[i], i < o->n_devices ? o->devices[i] : o->compute, i));
+        TRY(port_open(&context->ports[i], i < o->n_devices ? o->devices[i] : o->compute, i, &o->shape));
     context->compute = o->compute ? &context->ports[o->n_devices] : NULL;
     return 0;
 }

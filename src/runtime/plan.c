@@ -50,8 +50,7 @@ void plan_submit(struct nkv_ticket *lane, int32_t index)
     if (port->n_staged == STAGED_COMMANDS)
         port_flush(context, port);
     if (port->status < 0) {
-        work_fail(lane, planned->work, (uint32_t)index, port->status, "device %u (%s) is out of order: %s", port->index,
-                  port->caps.name, nkv_status_name(port->status));
+        work_fail(lane, planned->work, (uint32_t)index, port->status, "%s", port->error);
         return;
     }
     if (work->status < 0) { /* maybe just now: making room in the queue reaps completions */
@@ -64,6 +63,13 @@ void plan_submit(struct nkv_ticket *lane, int32_t index)
     planned->number = port->n_queued;
     planned->cmd.after = queue_distance(lane, planned, planned->number);
     port_stage(context, port, &planned->cmd);
+}
+
+bool plan_in_flight(const struct nkv_ticket *lane, uint32_t index, const struct port *port)
+{
+    const struct planned *planned = index < lane->n_planned ? &lane->plan[index] : NULL;
+
+    return planned && planned->port == port->index && planned->submitted && !planned->completed;
 }
 
 void plan_complete(struct nkv_ticket *lane, uint32_t index, const struct nkv_cqe *cqe)

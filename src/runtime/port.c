@@ -5,10 +5,14 @@
  * to make room in a full queue can never start more work (which would need room).
  *
  * A queue that fails as such (submit or reap, not a command) fails everything that is in flight on it and everything
- * that is staged later; the works concerned end with that status, the other devices go on.
+ * that is staged later; the works concerned end with that status, the other devices go on. A queue that completes what
+ * is not in flight there has failed, too: `user_data` comes from a backend and is an index here.
  */
 #include "runtime/runtime.h"
 
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 const char *op_name(uint8_t op)
@@ -19,7 +23,54 @@ const char *op_name(uint8_t op)
     return names[op < NKV_OP_COUNT ? op : 0];
 }
 
-int port_open(struct port *port, struct nkv_device *device, uint32_t index)
+static float scale_of(const struct nkv_kv_shape *shape)
+{
+    return shape->scale > 0 ? shape->scale : 1.0f / sqrtf((float)shape->head_dim);
+}
+
+static int other_shape(const struct port *port, const char *what, const char *device, const char *context)
+{
+    FAIL(NKV_EINVAL, "device %u (%s) was opened with %s %s, the context with %s: give both the same shape", port->index,
+         port->caps.name, what, device, context);
+}
+
+/* Pages and operands of one shape are read as another's otherwise. */
+static int check_shape(const struct port *port, const struct nkv_kv_shape *shape)
+{
+    const struct nkv_kv_shape *d = &port->caps.shape;
+    const struct {
+        const char *what;
+        uint32_t device, context;
+    } numbers[] = {
+        {"number of layers", d->n_layers, shape->n_layers},
+        {"number of query heads", d->n_heads, shape->n_heads},
+        {"number of KV heads", d->n_kv_heads, shape->n_kv_heads},
+        {"head dimension", d->head_dim, shape->head_dim},
+        {"page size in tokens", d->page_tokens, shape->page_tokens},
+    };
+
+    if (d->n_layers == 0)
+        return 0;
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        char device[16], context[16];
+
+        if (numbers[i].device == numbers[i].context)
+            continue;
+        snprintf(device, sizeof device, "%u", numbers[i].device);
+        snprintf(context, sizeof context, "%u", numbers[i].context);
+        return other_shape(port, numbers[i].what, device, context);
+    }
+    if (d->dtype != shape->dtype)
+        return other_shape(port, "KV type", nkv_dtype_name(d->dtype), nkv_dtype_name(shape->dtype));
+    if (d->digest != shape->digest)
+        return other_shape(port, "digest", nkv_digest_name(d->digest), nkv_digest_name(shape->digest));
+    if (scale_of(d) != scale_of(shape))
+        FAIL(NKV_EINVAL, "device %u (%s) was opened with scale %g, the context with %g: give both the same shape",
+             port->index, port->caps.name, (double)scale_of(d), (double)scale_of(shape));
+    return 0;
+}
+
+int port_open(struct port *port, struct nkv_device *device, uint32_t index, const struct nkv_kv_shape *shape)
 {
     struct nkv_device_caps caps = {.size = sizeof caps};
 
@@ -30,7 +81,18 @@ int port_open(struct port *port, struct nkv_device *device, uint32_t index)
              device->ops->backend, device->ops->abi, NKV_DEVICE_ABI);
     TRY(device->ops->caps(device, &caps));
     caps.name[sizeof caps.name - 1] = '\0';
-    *port = (struct port){.device = device, .caps = caps, .index = index};
+    *port = (struct port){.device = device, .caps = caps, .index = index, .control_done = true};
+    return check_shape(port, shape);
+}
+
+int port_stat(const struct port *port, struct nkv_device_stat *stat_out)
+{
+    struct nkv_device_stat stat = {.size = sizeof stat};
+    int status = port->device->ops->stat ? port->device->ops->stat(port->device, &stat) : NKV_ENOTSUP;
+
+    if (status < 0 && status != NKV_ENOTSUP)
+        return status;
+    *stat_out = status < 0 ? (struct nkv_device_stat){0} : stat;
     return 0;
 }
 
@@ -48,9 +110,11 @@ int port_map(struct port *port, uint64_t lane_bytes)
     return 0;
 }
 
-/* A completion that no device sent: its queue is out of order. */
-static void port_fail(struct nkv_context *context, struct port *port, int status)
+/* Completions that no device sent: its queue is out of order. */
+static void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason)
 {
+    snprintf(port->error, sizeof port->error, "device %u (%s) is out of order: %s%s%s", port->index, port->caps.name,
+             nkv_status_name(status), *reason ? ": " : "", reason);
     port->status = status;
     port->n_in_flight = 0;
     port->n_staged = 0;
@@ -59,8 +123,15 @@ static void port_fail(struct nkv_context *context, struct port *port, int status
     port_abandon(context, port);
 }
 
+/* What a call that failed has to say; a message of before is not its. */
+static const char *message_since(uint64_t n_messages)
+{
+    return nkv_fail_count() != n_messages ? nkv_last_error() : "";
+}
+
 void port_flush(struct nkv_context *context, struct port *port)
 {
+    uint64_t n_messages;
     int status;
 
     if (port->n_staged == 0 || port->status < 0)
@@ -69,9 +140,10 @@ void port_flush(struct nkv_context *context, struct port *port)
         port_reap(context, port, 1);
     if (port->status < 0)
         return;
+    n_messages = nkv_fail_count();
     status = port->device->ops->submit(port->device, port->staged, port->n_staged);
     if (status < 0) {
-        port_fail(context, port, status);
+        port_fail(context, port, status, message_since(n_messages));
         return;
     }
     port->n_in_flight += port->n_staged;
@@ -89,12 +161,36 @@ uint64_t port_stage(struct nkv_context *context, struct port *port, const struct
 
 static void dispatch(struct nkv_context *context, struct port *port, const struct nkv_cqe *cqe)
 {
-    if (cqe->user_data == CONTROL_USER_DATA) {
+    uint64_t lane = cqe->user_data >> 32;
+    uint32_t index = (uint32_t)cqe->user_data;
+    char reason[96];
+
+    if (cqe->user_data == CONTROL_USER_DATA && !port->control_done) {
         port->control_done = true;
         port->control_res = cqe->res;
-        return;
+    } else if (lane < N_LANES && plan_in_flight(&context->lanes[lane], index, port)) {
+        plan_complete(&context->lanes[lane], index, cqe);
+    } else {
+        snprintf(reason, sizeof reason, "it completed user_data 0x%" PRIx64 ", which is not in flight there",
+                 cqe->user_data);
+        port_fail(context, port, NKV_EDEVICE, reason);
     }
-    plan_complete(&context->lanes[cqe->user_data >> 32], (uint32_t)cqe->user_data, cqe);
+}
+
+/* reap's answer: 0 or 1 completion. returns: whether the port is still in order. */
+static bool check_reaped(struct nkv_context *context, struct port *port, int n, uint32_t min_n, uint64_t n_messages)
+{
+    char reason[96];
+
+    if (n == 1 || (n == 0 && min_n == 0))
+        return true;
+    if (n < 0) {
+        port_fail(context, port, n, message_since(n_messages));
+        return false;
+    }
+    snprintf(reason, sizeof reason, "it gave %d completions where %u to 1 were asked for", n, min_n);
+    port_fail(context, port, NKV_EDEVICE, reason);
+    return false;
 }
 
 /* One completion at a time: the device's message belongs to the last one taken. */
@@ -104,12 +200,10 @@ void port_reap(struct nkv_context *context, struct port *port, uint32_t min_n)
     int n;
 
     while (port->n_in_flight > 0) {
+        uint64_t n_messages = nkv_fail_count();
+
         n = port->device->ops->reap(port->device, &cqe, 1, min_n > 0);
-        if (n < 0) {
-            port_fail(context, port, n);
-            return;
-        }
-        if (n == 0)
+        if (!check_reaped(context, port, n, min_n > 0, n_messages) || n == 0)
             return;
         port->n_in_flight--;
         dispatch(context, port, &cqe);
@@ -138,8 +232,7 @@ int port_control(struct nkv_context *context, struct port *port, const struct nk
     while (!port->control_done && port->status >= 0)
         port_reap(context, port, 1);
     if (port->status < 0)
-        FAIL(port->status, "device %u (%s) is out of order: %s", port->index, port->caps.name,
-             nkv_status_name(port->status));
+        FAIL(port->status, "%s", port->error);
     if (port->control_res < 0) {
         char reason[200];
 

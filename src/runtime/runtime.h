@@ -41,8 +41,9 @@ struct port {
     uint64_t window_bytes, lane_bytes;
     uint64_t n_queued; /* commands ever staged: a command's number in this queue */
     uint32_t n_in_flight, n_staged;
-    int status; /* < 0: the queue itself failed; nothing is submitted any more */
-    bool control_done;
+    int status; /* < 0: the queue itself failed; nothing is submitted any more, and why: */
+    char error[256];
+    bool control_done; /* also when none was sent */
     int control_res;
     struct nkv_cmd staged[STAGED_COMMANDS];
 };
@@ -176,7 +177,10 @@ struct nkv_context {
 };
 
 /* ---- port.c ---- */
-int port_open(struct port *port, struct nkv_device *device, uint32_t index);
+/* Checks that the device speaks this ABI and, where it tells, that it was opened with this shape. */
+int port_open(struct port *port, struct nkv_device *device, uint32_t index, const struct nkv_kv_shape *shape);
+/* What the device holds; zeros where it does not tell. */
+int port_stat(const struct port *port, struct nkv_device_stat *stat_out);
 /* Maps N_LANES times lane_bytes; nothing may be in flight. */
 int port_map(struct port *port, uint64_t lane_bytes);
 /* Queues a command; what is staged goes down with port_flush. returns: its number. */
@@ -211,6 +215,8 @@ int32_t plan_add(struct nkv_ticket *lane, uint32_t work, enum role role, struct 
                  int32_t after);
 void plan_submit(struct nkv_ticket *lane, int32_t index);
 void plan_complete(struct nkv_ticket *lane, uint32_t index, const struct nkv_cqe *cqe);
+/* Whether the lane has a command of that number in flight on the port. */
+bool plan_in_flight(const struct nkv_ticket *lane, uint32_t index, const struct port *port);
 /* Gives up what the work has planned but not submitted. */
 void plan_cancel(struct nkv_ticket *lane, uint32_t work);
 void work_fail(struct nkv_ticket *lane, uint32_t work, uint32_t at, int status, const char *format, ...)

@@ -148,15 +148,14 @@ void nkv_context_shape(const struct nkv_context *context, struct nkv_kv_shape *s
 
 int nkv_context_device(const struct nkv_context *context, uint32_t i, struct nkv_device_report *report_out)
 {
-    struct nkv_device_stat stat = {.size = sizeof stat};
+    struct nkv_device_stat stat;
     struct nkv_device_report report = {0};
     const struct port *port;
 
     if (i >= context->n_ports)
         FAIL(NKV_EINVAL, "device %u of a context with %u", i, context->n_ports);
     port = &context->ports[i];
-    if (port->device->ops->stat)
-        TRY(port->device->ops->stat(port->device, &stat));
+    TRY(port_stat(port, &stat));
     for (size_t c = 0; c + 1 < sizeof report.name; c++)
         report.name[c] = port->caps.name[c];
     report.capacity_bytes = port->caps.capacity_bytes;

@@ -251,7 +251,10 @@ static const struct {
     {"R6", "energy, PnG-KV to PNM-KV, most", true, 2.2, r6, ""},
     {"R7a", "throughput, PnG-KV to baseline, in-server mean", true, 2.7, r7_faster, ""},
     {"R7b", "energy, baseline to PnG-KV, in-server mean", true, 4.9, r7_energy, ""},
-    {"R8", "throughput can be below the baseline where #PNM = #GPU", false, 1, r8, ""},
+    {"R8", "throughput can be below the baseline where #PNM = #GPU", false, 1, r8,
+     "it holds only where the baseline recalls cheaply: with no shared host link (then R9 is 1.2 and R10 1.7), or with "
+     "a budget of "
+     "4,096 tokens (then R2 is 15 and R7 1.0 and 2.1)"},
     {"R9", "tokens per dollar, baseline, 8B 128K, 8 GPUs to 1", true, 0.4, r9, ""},
     {"R10", "tokens per dollar, 8B 128K, PnG-KV 1 GPU + 8 PNM to 8-GPU baseline", true, 7.3, r10, ""},
     {"R11", "hidden-state traffic and Top-K are negligible", false, 1, r11, ""},

@@ -43,3 +43,12 @@ uint64_t sim_cluster_now(void *cluster)
 {
     return ((const struct sim_cluster *)cluster)->world.now.ns;
 }
+
+void sim_cluster_set_rates(struct sim_cluster *cluster, double weight_bytes)
+{
+    const struct sim_values *v = cluster->values;
+    bool bits8 = weight_bytes <= 1;
+
+    cluster->weight_rate = v->gpu.memory_bandwidth * (bits8 ? v->gpu.weight_efficiency_8bit : v->gpu.weight_efficiency);
+    cluster->gemm_rate = v->gpu.compute_rate * (bits8 ? 2 * v->gpu.gemm_efficiency_8bit : v->gpu.gemm_efficiency);
+}

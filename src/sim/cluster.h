@@ -57,8 +57,8 @@ struct sim_cluster {
     struct nkv_kv_shape shape; /* n_layers: those simulated */
     uint32_t n_gpus, tp, pp, n_pnm, n_nodes;
     uint32_t interleave; /* cards that a sequence's pages are spread over: plain memory's all, a PNM device's 1 */
-    double flops_scale;  /* 2 for 8-bit weights */
-    uint16_t gpu;        /* resources */
+    double weight_rate, gemm_rate;              /* of one GPU in the dense layers: B/s and FLOP/s */
+    uint16_t gpu;                               /* resources */
     uint16_t *host_in, *host_out, *host_recall; /* [n_nodes] */
     struct sim_transfer *transfers;
     uint32_t n_transfers, max_transfers;
@@ -82,8 +82,11 @@ struct sim_device_options {
 int sim_device_open(struct sim_cluster *cluster, const struct sim_device_options *options,
                     struct nkv_device **device_out);
 
-/* Fills in values, shape, n_gpus, tp, pp, n_pnm, flops_scale and pick first. */
+/* pre: values, shape, n_gpus, tp, pp, n_pnm, interleave and pick are filled in. */
 int sim_cluster_open(struct sim_cluster *cluster);
+/* What the GPUs reach in dense layers. Matrix products of 8-bit weights have half the bytes and twice the rate, and
+ * reach less of either. */
+void sim_cluster_set_rates(struct sim_cluster *cluster, double weight_bytes);
 void sim_cluster_close(struct sim_cluster *cluster);
 uint64_t sim_cluster_now(void *cluster);
 

@@ -12,16 +12,17 @@ void nkv_sim_config_init(struct nkv_sim_config *config)
                                       .context_tokens = 131072,
                                       .n_gpus = 1,
                                       .n_pnm = 1,
-                                      .budget = "60*context^0.5",
+                                      .budget = "52*context^0.5",
                                       .steady = NAN,
                                       .page_tokens = 32,
                                       .micro_batches = 1,
                                       .digest_levels = 1,
                                       .weight_bytes = 2,
+                                      .kv_dtype = NKV_F16,
                                       .n_steps = 4,
                                       .n_layers = 4,
                                       .seed = 1,
-                                      .locality = {.drift = 0.1, .correlation = 0.97}};
+                                      .locality = {.drift = 0.1, .correlation = 0.96}};
 }
 
 const char *nkv_sim_part_name(enum nkv_sim_part part)

@@ -24,8 +24,8 @@ struct sim_moment sim_gpu_fc(struct sim_cluster *cluster, struct sim_moment read
 {
     const struct sim_values *v = cluster->values;
     double bytes = (double)cmd->out_offset, flops = (double)cmd->in_offset;
-    double stream = bytes / (cluster->tp * v->gpu.memory_bandwidth * v->gpu.weight_efficiency);
-    double multiply = flops / (cluster->n_gpus * v->gpu.compute_rate * cluster->flops_scale * v->gpu.gemm_efficiency);
+    double stream = bytes / (cluster->tp * cluster->weight_rate);
+    double multiply = flops / (cluster->n_gpus * cluster->gemm_rate);
     struct sim_moment end;
 
     cluster->batch.open = false;

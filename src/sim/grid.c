@@ -57,8 +57,11 @@ static void add_server(struct sim_grid *grid, const struct sim_server_config *c,
 
 static void add_rack(struct sim_grid *grid, bool adaptive)
 {
-    struct nkv_sim_point point = {
-        .model = SIM_RACK_MODEL, .context_tokens = SIM_RACK_CONTEXT, .n_gpus = SIM_RACK_GPUS, .n_pnm = SIM_RACK_NODE};
+    struct nkv_sim_point point = {.model = SIM_RACK_MODEL,
+                                  .context_tokens = SIM_RACK_CONTEXT,
+                                  .n_gpus = SIM_RACK_GPUS,
+                                  .n_pnm = SIM_RACK_NODE,
+                                  .rack = true};
 
     point.mode = NKV_MODE_RECALL;
     add(grid, point);
@@ -117,16 +120,11 @@ struct batch {
     _Atomic bool stop;
 };
 
-static bool is_rack(const struct nkv_sim_point *point)
-{
-    return strcmp(point->model, SIM_RACK_MODEL) == 0;
-}
-
 static void simulate(const struct sim_grid_run *run, struct nkv_sim_point *point)
 {
     struct nkv_sim_config config = run->config;
 
-    config.machine = is_rack(point) ? run->rack : run->server;
+    config.machine = point->rack ? run->rack : run->server;
     config.context_tokens = point->context_tokens;
     config.n_gpus = point->n_gpus;
     config.n_pnm = point->n_pnm;

@@ -103,7 +103,6 @@ static const struct order orders[] = {
     {KEY(pnm.controller_power), KEY(pnm.card_power)},
     {KEY(pnm.background_power), KEY(pnm.card_power)},
     {KEY(pnm.idle_power), KEY(pnm.card_power)},
-    {KEY(link.recall_bandwidth), KEY(link.host_bandwidth)},
 };
 
 static const uint32_t whole_numbers[] = {KEY(link.shared_recall), KEY(node.gpus_per_node), KEY(node.pnm_per_node)};
@@ -126,8 +125,7 @@ int sim_machine_check(const struct nkv_sim_machine *machine)
     const struct sim_values *values = &machine->values;
 
     for (uint32_t i = 0; i < sizeof orders / sizeof *orders; i++)
-        if (orders[i].smaller != KEY(link.recall_bandwidth) || values->link.shared_recall == 1)
-            TRY(check_order(values, orders[i]));
+        TRY(check_order(values, orders[i]));
     for (uint32_t i = 0; i < sizeof whole_numbers / sizeof *whole_numbers; i++) {
         double value = value_at(values, whole_numbers[i]);
 

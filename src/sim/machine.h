@@ -14,7 +14,7 @@ struct sim_values {
     struct {
         double memory_capacity, memory_usable, memory_bandwidth;
         double compute_rate;
-        double weight_efficiency, gemm_efficiency, attention_efficiency;
+        double weight_efficiency, gemm_efficiency, weight_efficiency_8bit, gemm_efficiency_8bit, attention_efficiency;
         double attention_floor, layer_overhead, step_overhead;
         double link_bandwidth, allreduce_latency;
         double peak_power, busy_power, idle_power;

@@ -14,6 +14,8 @@ const struct sim_key sim_keys[] = {
     {"gpu.compute_rate", UNIT_FLOPS, 1e9, 1e18, NAN, "dense bf16 rate of one GPU"},
     {"gpu.weight_efficiency", UNIT_ONE, 0.01, 1, NAN, "share of the bandwidth when weights stream"},
     {"gpu.gemm_efficiency", UNIT_ONE, 0.01, 1, NAN, "share of the rate in large matrix products"},
+    {"gpu.weight_efficiency_8bit", UNIT_ONE, 0.01, 1, 0.75, "weight_efficiency where weights take at most a byte"},
+    {"gpu.gemm_efficiency_8bit", UNIT_ONE, 0.01, 1, 0.6, "share of twice the rate, the same"},
     {"gpu.attention_efficiency", UNIT_ONE, 0.01, 1, NAN, "share of the bandwidth in decode attention"},
     {"gpu.attention_floor", UNIT_S, 0, 1e-2, NAN, "least time of one layer's attention"},
     {"gpu.layer_overhead", UNIT_S, 0, 1e-2, NAN, "fixed time per layer beside FC and attention"},

@@ -21,17 +21,18 @@ static const struct {
     {"recall", "next-step", "same-step", "the paper recalls within the step"},
     {"page", "16", "64", "not stated; ArkVale uses 32"},
     {"drift", "0.05", "0.2", "how many pages change between steps; calibrated to ArkVale's fewer than 10"},
-    {"gpu.memory_usable", "0.85", "0.95", "what activations and buffers leave"},
+    {"gpu.memory_usable", "0.87", "0.95", "what activations and buffers leave"},
     {"gpu.weight_efficiency", "0.72", "0.81", "public profiles of A100"},
     {"gpu.gemm_efficiency", "0.66", "0.77", "public profiles of A100"},
     {"gpu.attention_efficiency", "0.77", "0.95", "public profiles of A100"},
     {"gpu.layer_overhead", "25 us", "40 us", "public profiles of A100"},
     {"gpu.busy_power", "276 W", "400 W", "0.69 TDP was measured while decoding"},
     {"gpu.idle_power", "60 W", "100 W", "0.15-0.25 TDP"},
-    {"pnm.compute_efficiency", "0.6", "1", "not stated; at 0.7 attention of 70B is bound by the vector units"},
+    {"pnm.compute_efficiency", "0.5", "1", "not stated; at 0.54 attention of 70B is bound by the vector units"},
     {"pnm.memory_energy", "4 pJ/bit", "5 pJ/bit", "LPDDR5X; the paper's 40 W are 4.55"},
     {"pnm.compute_energy", "0.2 pJ/FLOP", "1 pJ/FLOP", "not stated"},
-    {"link.recall_bandwidth", "26 GB/s", "110 GB/s", "how fast one GPU reads CXL memory; 26 was measured on PCIe 5"},
+    {"link.recall_bandwidth", "26 GB/s", "55 GB/s", "how fast one GPU reads CXL memory; 26 was measured on PCIe 5"},
+    {"link.host_bandwidth", "55 GB/s", "110 GB/s", "what all of them share; PCIe 5 or 6 x16"},
     {"link.shared_recall", "0", "1", "whether all GPUs share one host link"},
 };
 
@@ -101,7 +102,7 @@ static int run_end(const struct sim_grid_run *base, uint32_t i, const char *valu
     struct nkv_sim_machine *server = NULL;
     int status;
 
-    run.config.n_layers = 2;
+    run.config.n_layers = 1;
     run.config.n_steps = 2;
     run.config.n_streams = 1;
     if (is_key(i)) {

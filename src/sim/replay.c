@@ -134,8 +134,8 @@ static int replay_open(struct replay *r)
                                       .tp = n_gpus,
                                       .pp = 1,
                                       .n_pnm = r->trace->n_devices,
-                                      .interleave = 1,
-                                      .flops_scale = 1};
+                                      .interleave = 1};
+    sim_cluster_set_rates(&r->cluster, 2);
     TRY(sim_cluster_open(&r->cluster));
     TRY(open_pick(r));
     TRY(open_devices(r));

@@ -123,8 +123,8 @@ static int run_open(struct sim_run *r)
                                       .tp = w->tp,
                                       .pp = w->pp,
                                       .n_pnm = w->config->n_pnm,
-                                      .interleave = w->config->mode == NKV_MODE_RECALL ? w->config->n_pnm : 1,
-                                      .flops_scale = w->config->weight_bytes <= 1 ? 2 : 1};
+                                      .interleave = w->config->mode == NKV_MODE_RECALL ? w->config->n_pnm : 1};
+    sim_cluster_set_rates(&r->cluster, w->config->weight_bytes);
     TRY(sim_cluster_open(&r->cluster));
     TRY(open_source(r));
     TRY(open_devices(r));
@@ -158,12 +158,20 @@ static void run_close(struct sim_run *r)
 
 /* ---- A step ---- */
 
-static int layer_fc(struct sim_run *r, uint32_t n_rows)
+/* Causal attention of a prompt in one layer: half of all pairs of tokens. */
+static double prompt_flops(const struct nkv_sim_config *c)
+{
+    return 2.0 * c->model.n_heads * c->model.head_dim * c->context_tokens * c->context_tokens;
+}
+
+/* Prompts add their rows, and their attention, which runs at the rate of the matrix products. */
+static int layer_fc(struct sim_run *r, uint32_t n_seqs, uint32_t n_prompts)
 {
     const struct nkv_sim_config *c = r->work.config;
     double parameters = sim_layer_parameters(&c->model);
+    uint32_t n_rows = n_seqs + n_prompts * c->context_tokens;
     struct nkv_fc_work work = {.n_rows = n_rows,
-                               .flops = (uint64_t)(2 * parameters * n_rows),
+                               .flops = (uint64_t)(2 * parameters * n_rows + n_prompts * prompt_flops(c)),
                                .bytes = (uint64_t)(parameters * c->weight_bytes),
                                .n_sums = 2,
                                .sum_bytes = (uint64_t)n_rows * c->model.hidden * 2};
@@ -187,8 +195,9 @@ static int head_fc(struct sim_run *r)
 {
     const struct nkv_sim_config *c = r->work.config;
     double parameters = (double)c->model.vocab * c->model.hidden;
-    struct nkv_fc_work work = {.n_rows = r->work.batch,
-                               .flops = (uint64_t)(2 * parameters * r->work.batch),
+    uint32_t n_rows = r->work.batch + r->work.n_prompts; /* of a prompt, its last token */
+    struct nkv_fc_work work = {.n_rows = n_rows,
+                               .flops = (uint64_t)(2 * parameters * n_rows),
                                .bytes = (uint64_t)(parameters * c->weight_bytes)};
     struct sim_charge before = r->cluster.charge, spent;
     uint64_t begin_ns = r->cluster.world.now.ns;
@@ -222,7 +231,7 @@ static int run_layers(struct sim_run *r)
 
             if (tickets[half])
                 TRY(nkv_attend_end(tickets[half]));
-            TRY(layer_fc(r, n));
+            TRY(layer_fc(r, n, half == 0 ? r->work.n_prompts : 0));
             TRY(nkv_attend_begin(r->context, layer, r->items + first[half], n, &tickets[half]));
             if (n_halves == 1) {
                 TRY(nkv_attend_end(tickets[half]));
@@ -399,13 +408,15 @@ static int run_report(struct sim_run *r, struct nkv_sim_report *report_out)
     return 0;
 }
 
-static int run_once(const struct nkv_sim_config *config, struct sim_trace *trace, struct nkv_sim_report *report_out)
+int sim_run_steps(const struct nkv_sim_config *config, struct sim_trace *trace, uint32_t n_prompts,
+                  struct nkv_sim_report *report_out)
 {
     struct sim_run *r;
     int status;
 
     TRY(nkv_alloc(1, sizeof *r, &r));
     status = sim_work_size(config, trace, &r->work);
+    r->work.n_prompts = n_prompts;
     if (status == 0)
         status = run_open(r);
     if (status == 0)
@@ -415,6 +426,12 @@ static int run_once(const struct nkv_sim_config *config, struct sim_trace *trace
     run_close(r);
     nkv_free(r);
     return status;
+}
+
+static int run_once(const struct nkv_sim_config *config, struct sim_trace *trace, struct nkv_sim_report *report_out)
+{
+    return config->in_flight_prefill ? sim_run_loaded(config, trace, report_out)
+                                     : sim_run_steps(config, trace, 0, report_out);
 }
 
 /*

@@ -16,6 +16,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "sim/model.h"
+
 #define STREAM_PAGES  16384u
 #define SIM_BATCH_MAX 4096u /* of a context */
 
@@ -60,6 +62,10 @@ static int check_config(const struct nkv_sim_config *c)
     TRY(check_range("streams", c->n_streams, 0, 4096));
     if (!isnan(c->steady) && c->steady != -1)
         TRY(check_range("steady share", c->steady, 0, 1));
+    if ((unsigned)c->kv_dtype >= NKV_DTYPE_COUNT)
+        FAIL(NKV_EINVAL, "KV type is %d: it must be below %d", (int)c->kv_dtype, NKV_DTYPE_COUNT);
+    if (c->in_flight_prefill && c->output_tokens == 0)
+        FAIL(NKV_EINVAL, "prompts in flight with output tokens 0: say how many tokens a request generates");
     if (c->n_pnm == 0 && (c->mode == NKV_MODE_RECALL || c->mode == NKV_MODE_PNG))
         FAIL(NKV_EINVAL, "mode %s needs PNM devices (or plain memory cards): give at least one",
              nkv_mode_name(c->mode));
@@ -209,6 +215,8 @@ int sim_work_size(const struct nkv_sim_config *config, struct sim_trace *trace, 
 
     *w = (struct sim_work){.config = config, .trace = trace};
     TRY(check_config(config));
+    TRY(sim_machine_check(config->machine));
+    TRY(sim_model_check(m));
     TRY(match_trace(w));
     w->values = &config->machine->values;
     w->shape = (struct nkv_kv_shape){.n_layers = min_u32(config->n_layers, m->n_layers),
@@ -216,7 +224,7 @@ int sim_work_size(const struct nkv_sim_config *config, struct sim_trace *trace, 
                                      .n_kv_heads = m->n_kv_heads,
                                      .head_dim = m->head_dim,
                                      .page_tokens = config->page_tokens,
-                                     .dtype = NKV_F16};
+                                     .dtype = config->kv_dtype};
     TRY(nkv_kv_shape_check(&w->shape));
     w->share = (double)w->shape.n_layers / m->n_layers;
     w->n_devices = config->n_pnm ? config->n_pnm : 1;

@@ -27,6 +27,7 @@ struct sim_work {
     uint32_t budget_tokens, budget_pages;
     uint32_t sink_pages, recent_pages;
     uint32_t batch, n_slots;           /* n_slots: resident pages per sequence, layer and unit */
+    uint32_t n_prompts;                /* computed within each step */
     double share;                      /* of the layers that are simulated */
     uint64_t device_bytes, pool_bytes; /* capacity of a device, and of the GPUs for pages, for the simulated layers */
     uint64_t request_bytes;            /* of one request on its device, for the simulated layers */
@@ -35,6 +36,12 @@ struct sim_work {
 /* Resolves a configuration; trace: opened from config->trace, or NULL. returns: 0; NKV_EINVAL; NKV_ENOSPC: weights or
  * not one request fit. */
 int sim_work_size(const struct nkv_sim_config *config, struct sim_trace *trace, struct sim_work *work_out);
+
+/* One run, of steps that each compute n_prompts prompts beside the batch. */
+int sim_run_steps(const struct nkv_sim_config *config, struct sim_trace *trace, uint32_t n_prompts,
+                  struct nkv_sim_report *report_out);
+/* The mean over steps with and without the prompts of other requests (nkv_sim_config.in_flight_prefill). */
+int sim_run_loaded(const struct nkv_sim_config *config, struct sim_trace *trace, struct nkv_sim_report *report_out);
 
 /* Parameters of one layer. */
 double sim_layer_parameters(const struct nkv_sim_model *model);

@@ -5,6 +5,7 @@ set -euo pipefail
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" <<'PY'
+import concurrent.futures
 import os
 import sys
 
@@ -24,9 +25,27 @@ with open(os.path.join(os.environ['NKV_BUILD_DIR'], 'CMakeCache.txt')) as cache:
 if sanitized:
     print('a sanitized program takes more memory: only the schema was checked')
     sys.exit(0)
-haystack(f'{tmp}/text', 65536 - 64)
-pid = os.spawnv(os.P_NOWAIT, NEARKV, [NEARKV, 'run', '-f', f'{tmp}/text', '-n', '4', '--mode', 'pnm', '--prefill', 'sparse', '--prefill-budget', '256'])
-_, status, usage = os.wait4(pid, 0)
-ratio = usage.ru_maxrss * 1024 / got['estimate']['f16']['total_bytes']
-assert status == 0 and 0.95 <= ratio <= 1.05, (status, ratio)
+
+
+def ratio(ctx, mode, kv, threads):
+    """Resident over estimated bytes of a run whose text fills the context."""
+    how = ['--mode', mode, '--threads', threads, '--prefill-budget', 128]
+    estimate = run('info', '--ctx', ctx, '--json', *how)[0]['estimate'][kv]['total_bytes']
+    args = [NEARKV, 'run', '-f', f'{tmp}/text{ctx}', '-n', '4', '--prefill', 'sparse', '--kv', kv, *how]
+    _, status, usage = os.wait4(os.posix_spawn(NEARKV, list(map(str, args)), os.environ, file_actions=quiet), 0)
+    assert status == 0, args
+    return usage.ru_maxrss * 1024 / estimate
+
+
+# Each mode with each type on 2 threads; on 1 and on 8 threads each mode with one type. Two runs at a time.
+quiet = [(os.POSIX_SPAWN_OPEN, 1, '/dev/null', os.O_WRONLY, 0)]
+cases = [(65536, mode, kv, 2) for mode in ('full', 'recall', 'pnm', 'png') for kv in ('f16', 'q8_0')]
+cases += [(65536, mode, ('f16', 'q8_0')[(i + threads) % 2], threads) for i, mode in enumerate(('full', 'recall', 'pnm', 'png')) for threads in (1, 8)]
+cases += [(16384, 'pnm', 'f16', 2)]
+for ctx in 16384, 65536:
+    haystack(f'{tmp}/text{ctx}', ctx - 64)
+with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    ratios = dict(zip(cases, pool.map(lambda case: ratio(*case), cases)))
+print('resident / estimate from %.3f to %.3f' % (min(ratios.values()), max(ratios.values())))
+assert all(0.95 <= r <= 1.05 for r in ratios.values()), {case: round(r, 3) for case, r in ratios.items() if not 0.95 <= r <= 1.05}
 PY

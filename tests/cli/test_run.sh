@@ -5,7 +5,9 @@ set -euo pipefail
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" <<'PY'
+import itertools
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -57,9 +59,50 @@ assert [a['text'] for a in got['answers']] == ['5.', '71.'] and [a['device'] for
 done = subprocess.run([NEARKV, 'run', '-f', '-', '-p', ' The pass key is '], input=b'The pass key is 271. And so on.', capture_output=True)
 assert done.returncode == 0 and done.stdout == b'271.\n', done
 
+# Byte by byte, too: what is written at a time ends with a whole character, and all of it is the text that JSON has.
+def characters(data):
+    """(bytes, text) one by one; a byte that belongs to no character is U+FFFD, as in JSON."""
+    while data:
+        for n in (1, 2, 3, 4):
+            try:
+                yield n, data[:n].decode()
+                break
+            except UnicodeDecodeError:
+                pass
+        else:
+            n = 1
+            yield n, '\ufffd'
+        data = data[n:]
+
+
+sampled = ['run', '-p', 'x is ', '--temp', '50', '--seed', '11', '-n', '400']
+child = subprocess.Popen([NEARKV, *sampled], stdout=subprocess.PIPE, bufsize=0)
+written, ends = b'', []
+while chunk := os.read(child.stdout.fileno(), 65536):
+    written += chunk
+    ends.append(len(written))
+text_of_all = run(*sampled, '--json')[0]['text']
+assert child.wait() == 0 and ''.join(c for _, c in characters(written[:-1])) == text_of_all, (written, text_of_all)
+assert sum(c > '\x7f' and c != '\ufffd' for c in text_of_all) > 0, text_of_all
+assert set(ends) <= set(itertools.accumulate(n for n, _ in characters(written))), (written, ends)
+
 # The seed decides what is sampled; the answer does not depend on threads.
 one = [run('run', '-p', 'x is ', '--temp', 50, '--seed', s, '-n', 20, '--json', '--threads', t)[0]['tokens'] for s, t in ((1, 1), (1, 2), (2, 1))]
 assert one[0] == one[1] and one[0] != one[2], one
+
+# A terminal gets a progress bar of the prefill; it goes when the answer comes, and a pipe never sees it.
+terminal, slave = pty.openpty()
+child = subprocess.Popen([NEARKV, 'run', '-f', text, '-p', 'The pass key is ', *map(str, sparse)], stdout=subprocess.PIPE, stderr=slave)
+os.close(slave)
+answer = child.stdout.read()
+shown = b''
+try:
+    while more := os.read(terminal, 65536):
+        shown += more
+except OSError:  # how Linux says that the other side is closed
+    pass
+assert child.wait() == 0 and answer == b'31415.\n', answer
+assert b'prefill' in shown and b'100' in shown and b'\r' in shown and b'tokens/s' in shown, shown
 
 # A trace per device.
 run('run', '-f', text, '-p', 'The pass key is ', '--trace', f'{tmp}/trace', '--json', *sparse)

@@ -62,9 +62,16 @@ expect 2 'is missing' run -p x --device cpu:capacity=128K
 expect 1 'No such file' run -m "$tmp/none.gguf" -p x
 head -c 1000 "$NEARKV" >"$tmp/not.gguf"
 expect 1 'not.gguf' run -m "$tmp/not.gguf" -p x
+expect 1 "No space left on device: '/dev/full'" run -p x --trace /dev/full
+expect 1 "No space left on device: '/dev/full'" eval needle --ctx 512 --modes pnm --json --trace /dev/full
+expect 1 "create the trace file '$tmp/none/t': No such file" run -p x --trace "$tmp/none/t"
 many=()
 for _ in {1..64}; do many+=(-p x); done
 expect 1 'is missing' run "${many[@]}" --kv f32 -n 2000000
+expect 1 'is missing' bench attend --ctx 100000000
+expect 1 'is missing' bench decode --shape needle-256 --ctx 100000000
+expect 1 'is missing' bench prefill --shape needle-256 --ctx 200000000
+expect 1 '32.1 GB of weights, with 6.8 TB of caches' bench decode --shape llama-3.1-8b --weights f32 --kv bf16 --ctx 50000000 # at once
 expect 2 '--depth' eval needle --depth 1.5
 expect 2 '--modes' eval needle --modes pnm,pnm
 expect 2 'not both' eval needle -f "$tmp/empty" --text "$tmp"
@@ -93,6 +100,11 @@ for command in 'run -p x -p y' 'info' 'info --json' '--version' 'run --help' 'be
         [ $rc = 1 ] && grep -q 'standard output' "$tmp/err" || { echo "nearkv $command >$to: exit $rc: $(cat "$tmp/err")"; failed=1; }
     done
 done
+
+# A trace that stops in the middle ends the run, and the message names the file and the reason.
+rc=0
+(trap '' XFSZ; ulimit -f 4; exec "$NEARKV" run -p 'The pass key is 71432. The pass key is ' --trace "$tmp/trace") >"$tmp/out" 2>"$tmp/err" || rc=$?
+[ $rc = 1 ] && grep -q "cannot write the trace: File too large: '$tmp/trace'" "$tmp/err" || { echo "--trace beyond the limit: exit $rc: $(cat "$tmp/err")"; failed=1; }
 
 for command in '' run eval 'eval needle' info needle bench 'bench attend' 'bench decode' 'bench prefill'; do
     # shellcheck disable=SC2086

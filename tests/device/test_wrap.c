@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "base/mem.h"
+#include "device/backend.h"
 #include "device/rig.h"
 
 static const struct nkv_kv_shape small = {
@@ -289,6 +290,7 @@ static void a_full_disk_ends_a_recording(void **state)
 {
     struct nkv_device_config config = rig_config(&small, 1);
     struct nkv_cmd cmd = {.op = NKV_OP_COMPUTE};
+    struct nkv_device_stat stat;
     struct nkv_cqe cqe;
     struct rig rig;
     int status = 0;
@@ -303,7 +305,76 @@ static void a_full_disk_ends_a_recording(void **state)
             assert_int_equal(rig.device->ops->reap(rig.device, &cqe, 1, 1), 1);
     }
     assert_int_equal(status, NKV_EIO);
+    assert_non_null(strstr(nkv_last_error(), "No space left on device: '/dev/full'"));
     rig_close(&rig);
+    rig_open(&rig, "record:/dev/full:cpu", &config); /* what is still buffered is written out when stat asks */
+    assert_int_equal(rig_run(&rig, cmd), 0);
+    assert_int_equal(rig.device->ops->stat(rig.device, &stat), NKV_EIO);
+    assert_non_null(strstr(nkv_last_error(), "No space left on device: '/dev/full'"));
+    rig_close(&rig);
+}
+
+/* A backend that answers with a user_data of its own. */
+static int stray_submit(struct nkv_device *device, const struct nkv_cmd *cmds, uint32_t n)
+{
+    (void)device;
+    (void)cmds;
+    (void)n;
+    return 0;
+}
+
+static uint64_t stray_user_data;
+
+static int stray_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n)
+{
+    (void)device;
+    (void)max_n;
+    (void)min_n;
+    *cqes_out = (struct nkv_cqe){.user_data = stray_user_data};
+    return 1;
+}
+
+static int stray_caps(struct nkv_device *device, struct nkv_device_caps *caps_out)
+{
+    (void)device;
+    *caps_out = (struct nkv_device_caps){.size = sizeof *caps_out};
+    return 0;
+}
+
+static void stray_close(struct nkv_device *device)
+{
+    (void)device;
+}
+
+static void stray_completions_are_errors(void **state)
+{
+    static const struct nkv_device_ops ops = {.abi = NKV_DEVICE_ABI,
+                                              .backend = "stray",
+                                              .caps = stray_caps,
+                                              .submit = stray_submit,
+                                              .reap = stray_reap,
+                                              .close = stray_close};
+    static const uint64_t strays[] = {0, 1022, 1024, UINT64_C(1) << 32 | 1023, UINT64_MAX};
+    struct nkv_device_config config = rig_config(&small, 1);
+    struct nkv_device stray = {&ops}, *device;
+    struct nkv_cmd cmd = {.op = NKV_OP_COMPUTE};
+    struct nkv_cqe cqe;
+
+    (void)state;
+    for (uint32_t i = 0; i < 2 * sizeof strays / sizeof *strays; i++) {
+        int status = i % 2 ? nkv_fault_open("n=99", &config, &stray, &device)
+                           : nkv_record_open("/dev/null", &config, &stray, &device);
+
+        assert_int_equal(status, 0);
+        assert_int_equal(device->ops->submit(device, &cmd, 1), 0); /* under the last tag, 1023 */
+        stray_user_data = strays[i / 2];
+        assert_int_equal(device->ops->reap(device, &cqe, 1, 1), NKV_EDEVICE);
+        assert_non_null(strstr(nkv_last_error(), "device 'stray' completed user_data 0x"));
+        stray_user_data = 1023;
+        assert_int_equal(device->ops->reap(device, &cqe, 1, 1), 1);
+        assert_int_equal(device->ops->reap(device, &cqe, 1, 1), NKV_EDEVICE); /* twice */
+        nkv_device_close(device);
+    }
 }
 
 static int scenario(void)
@@ -395,6 +466,7 @@ int main(void)
         cmocka_unit_test(the_nth_command_fails),
         cmocka_unit_test(a_trace_tells_commands_results_and_selections),
         cmocka_unit_test(a_full_disk_ends_a_recording),
+        cmocka_unit_test(stray_completions_are_errors),
         cmocka_unit_test(every_failed_allocation_is_survived),
         cmocka_unit_test(the_decode_path_allocates_nothing),
     };

@@ -149,6 +149,44 @@ static void test_same_bits_on_any_number_of_threads(void **state)
     }
 }
 
+/* Threads that multiply at the same time do not get into each other's way: many times the same, three parts at once. */
+static void test_threads_do_not_disturb_each_other(void **state)
+{
+    const uint32_t n_tokens = 128, n_rows = 512, n_cols = 256, n_rounds = 60;
+    const size_t n = (size_t)n_tokens * n_rows;
+    float *x = malloc((size_t)n_tokens * n_cols * sizeof *x), *y = malloc(3 * n * sizeof *y), *values;
+    float *expected = malloc(n * sizeof *expected);
+
+    (void)state;
+    seed = 3;
+    for (size_t i = 0; i < (size_t)n_tokens * n_cols; i++)
+        x[i] = next_float();
+    for (int dtype = 0; dtype < NKV_DTYPE_COUNT; dtype++) {
+        struct nkv_team *team;
+        struct nkv_fc *fc;
+        struct nkv_matrix w;
+
+        random_matrix((enum nkv_dtype)dtype, n_rows, n_cols, &w, &values);
+        run_with(1, &w, n_tokens, x, expected);
+        assert_ok(nkv_team_open(4, NULL, NULL, &team));
+        assert_ok(nkv_fc_open(team, n_tokens, n_cols, &fc));
+        for (uint32_t round = 0; round < n_rounds; round++) {
+            const struct nkv_fc_part parts[3] = {{&w, y}, {&w, y + n}, {&w, y + 2 * n}};
+
+            assert_ok(nkv_fc_run(fc, parts, 3, n_tokens, x));
+            for (uint32_t part = 0; part < 3; part++)
+                assert_memory_equal(expected, y + part * n, n * sizeof *y);
+        }
+        nkv_fc_close(fc);
+        nkv_team_close(team);
+        nkv_free((void *)(uintptr_t)w.data);
+        free(values);
+    }
+    free(expected);
+    free(y);
+    free(x);
+}
+
 static void test_rate(void **state)
 {
     double bf16 = 0, f32 = 0;
@@ -165,6 +203,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_double),
         cmocka_unit_test(test_same_bits_on_any_number_of_threads),
+        cmocka_unit_test(test_threads_do_not_disturb_each_other),
         cmocka_unit_test(test_rate),
     };
 

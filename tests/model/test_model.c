@@ -248,6 +248,35 @@ static void test_random_model_runs(void **state)
     }
 }
 
+/* A blank model has the sizes of a random one and can be run; without running, its weights take no memory. */
+static void test_blank_model(void **state)
+{
+    static const int32_t tokens[4] = {1, 2, 3};
+    struct nkv_model *random, *blank;
+    struct nkv_model_info a, b;
+    struct rig rig;
+    float logits[260];
+
+    (void)state;
+    assert_ok(nkv_model_open_random("needle-256", NKV_Q8_0, 5, &random));
+    assert_ok(nkv_model_open_blank("needle-256", NKV_Q8_0, &blank));
+    nkv_model_info(random, &a);
+    nkv_model_info(blank, &b);
+    assert_true(b.weight_bytes > 500000 && a.weight_bytes == b.weight_bytes && a.n_parameters == b.n_parameters);
+    rig_open(blank, "cpu", NKV_F16, 32, 2, &rig);
+    assert_ok(nkv_prefill(rig.decoder, open_seq(&rig, NKV_MODE_PNM, 128), tokens, 4, logits, NULL, NULL));
+    for (int i = 0; i < 260; i++)
+        assert_true(logits[i] == 0);
+    rig_close(&rig);
+    nkv_model_close(blank);
+    nkv_model_close(random);
+    assert_ok(nkv_model_open_blank("llama-3.1-8b", NKV_F32, &blank));
+    nkv_model_info(blank, &b);
+    assert_true(b.weight_bytes > UINT64_C(32000000000)); /* more than most machines that run this have */
+    nkv_model_close(blank);
+    assert_int_equal(nkv_model_open_blank("llama-99b", NKV_F16, &blank), NKV_EINVAL);
+}
+
 static void poison(const char *name, float *x, size_t n)
 {
     if (strcmp(name, "blk.1.ffn_up.weight") == 0)
@@ -453,6 +482,7 @@ int main(void)
         cmocka_unit_test(test_info),
         cmocka_unit_test(test_no_such_model),
         cmocka_unit_test(test_random_model_runs),
+        cmocka_unit_test(test_blank_model),
         cmocka_unit_test(test_nan_in_weights),
         cmocka_unit_test(test_bad_calls),
         cmocka_unit_test(test_device_that_fails),

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# nearkv sim run and sweep: JSON, CSV, the timeline, and the examples of the documentation.
+set -euo pipefail
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+cd "$tmp"
+PYTHONPATH=$NKV_SOURCE_DIR/tests/cli python3 - <<'PY'
+import csv
+import json
+import subprocess
+
+from check import NEARKV, SOURCE, fields, run
+
+quick = ['--layers', 1, '--steps', 1, '--streams', 1]
+report, _ = run('sim', 'run', '--machine', f'{SOURCE}/machines/paper-server.yaml', '--model', 'llama-3.1-70b', '--context', 131072,
+                '--mode', 'png', '--gpus', 2, '--pnm', 8, '--json')
+parts = {name: float for name in ['fc', 'allreduce', 'score', 'topk', 'attend_pnm', 'attend_gpu', 'recall', 'link', 'append', 'other']}
+accounts = {name: float for name in ['activity', 'power_time', 'paper', 'power_busy']}
+assumptions = report.pop('assumptions')
+fields(report, {'schema': str, 'kind': str, 'tokens_per_s': float, 'step_ms': float, 'batch': int, 'budget_tokens': int,
+                'steady_tokens': int, 'breakdown_ms': parts, 'busy_ms': parts, 'utilisation': {'gpu': float, 'pnm': float},
+                'energy_j_per_token': accounts, 'usd_per_hour': float, 'tokens_per_usd': float, 'usd_per_mtoken': float,
+                'full_cost': {'usd_per_hour': float, 'tokens_per_usd': float, 'usd_per_mtoken': float},
+                'recalled_pages_per_layer_request': float, 'recalled_pages_error': float, 'samples': int,
+                'steady_hit_ratio': float, 'link_bytes_per_token': float, 'recall_bytes_per_token': float})
+assert report['schema'] == 'nearkv.sim/1' and report['kind'] == 'simulated'
+assert report['batch'] == 96
+assert abs(sum(report['breakdown_ms'].values()) - report['step_ms']) < 1e-6 * report['step_ms']
+assert assumptions['machine']['pnm.memory_bandwidth']['source']
+# $/h: 2 A100 and 8 cards, the paper's table
+assert abs(report['usd_per_hour'] - (2 * (0.0724 + 0.761) + 8 * (0.02715 + 0.2664))) < 0.01
+
+rack, _ = run('sim', 'run', '--machine', f'{SOURCE}/machines/paper-rack.yaml', '--model', 'llama-3.1-405b', '--context', 1000000,
+              '--mode', 'png', '--gpus', 16, '--pnm', 64, '--json', *quick)
+assert rack['batch'] == 64
+
+run('sim', 'run', '--timeline', 'timeline.json', '--batch', 8, '--json', *quick)
+with open('timeline.json') as file:
+    events = json.load(file)['traceEvents']
+names = {event['tid']: event['args']['name'] for event in events if event['name'] == 'thread_name'}
+assert 'GPUs' in names.values() and 'pnm 7' in names.values()
+for event in events:
+    if event['ph'] == 'X':
+        assert event['dur'] >= 0 and event['ts'] >= 0
+assert any(event['ph'] == 'X' and event['name'] == 'attend_pnm' for event in events)
+
+# a GGUF header and a YAML shape
+model, _ = run('sim', 'run', '--model', f'{SOURCE}/tests/fixtures/model/llama.gguf', '--context', 1024, '--gpus', 1, '--pnm', 1,
+               '--batch', 1, '--budget', 256, '--json', *quick)
+assert model['batch'] == 1
+with open('model.yaml', 'w') as file:
+    file.write('name: toy\nn_layers: 2\nhidden: 512\nn_heads: 8\nn_kv_heads: 2\nhead_dim: 64\nffn: 1024\nvocab: 1000\ntied: false\n')
+toy, _ = run('sim', 'run', '--model', 'model.yaml', '--context', 4096, '--gpus', 1, '--pnm', 1, '--batch', 2, '--json', *quick)
+assert toy['batch'] == 2
+
+# more bandwidth by --set
+fast, _ = run('sim', 'run', '--set', 'pnm.memory_bandwidth=4.4 TB/s', '--set', 'pnm.compute_rate=33 TFLOP/s', '--json')
+assert fast['step_ms'] < 0.6 * report['step_ms']
+
+def sweep(*args, status=0):
+    done = subprocess.run([NEARKV, 'sim', 'sweep', *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    return list(csv.DictReader(done.stdout.splitlines()))
+
+common = ['--mode', 'pnm,png', '--pnm', '1,2', '--context', '128K,8M', '--set', 'gpu.idle_power=60 W,80 W', *quick]
+rows = sweep(*common, '--threads', 2)
+assert rows == sweep(*common, '--threads', 1)
+assert len(rows) == 16 and all(None not in row and None not in row.values() for row in rows)
+assert [row['mode'] for row in rows[:9]] == ['pnm'] * 8 + ['png']
+assert all((row['status'] == 'ok') == (row['context'] == '128K') for row in rows)
+assert all('not one fits' in row['status'] for row in rows if row['context'] == '8M')
+sweep('--context', '8M', *quick, status=1)
+PY
+expect() {
+    local want=$1 part=$2 rc=0
+    shift 2
+    "$NEARKV" sim "$@" >out 2>err </dev/null || rc=$?
+    if [ "$rc" != "$want" ] || ! grep -qF -e "$part" err; then
+        echo "nearkv sim $*: exit $rc, wanted $want with '$part': $(cat err)"
+        exit 1
+    fi
+}
+expect 2 'usage:'
+expect 2 "no simulation 'all'" all
+expect 2 "unrecognized option '--colour'" run --colour red
+expect 2 '--context 1:' run --context 1
+expect 2 'needs a value' run --context
+expect 2 '--budget x' run --budget x
+expect 2 'gpu.no_such_key' run --set gpu.no_such_key=1
+expect 2 '--weights int3' run --weights int3
+expect 1 'llama-3.1-8b' run --model nothing
+expect 1 'paper-server' run --machine nothing
+expect 1 'not one' run --context 8M
+expect 1 'use at least' run --model llama-3.1-405b --gpus 2
+expect 1 '/nonexistent/t.json' run --timeline /nonexistent/t.json --batch 1
+expect 1 '/nonexistent/sweep.csv' sweep --batch 1 --out /nonexistent/sweep.csv
+expect 2 'unrecognized option' sweep --json
