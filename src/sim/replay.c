@@ -186,6 +186,7 @@ static int run_call(struct replay *r, const struct sim_event *event)
             r->seqs[item->seq], item->n_tokens, item->attends ? r->in : NULL, r->in, r->in, r->out};
     }
     r->n_calls++;
+    sim_world_mark(&r->cluster.world); /* nobody asks for the critical path: stages before need not be kept */
     TRY(nkv_attend_begin(r->context, event->layer, r->items, event->n_items, &ticket));
     TRY(nkv_attend_end(ticket));
     TRY(check_seqs(r, event->n_items));
@@ -218,6 +219,7 @@ static int replay_run(struct replay *r, struct nkv_sim_replay_report *report_out
     TRY(replay_open(r));
     for (uint32_t i = 0; i < r->script.n_events; i++)
         TRY(run_event(r, &r->script.events[i]));
+    TRY(r->cluster.world.status);
     *report_out = (struct nkv_sim_replay_report){.n_sequences = r->script.n_actors,
                                                  .n_calls = r->n_calls,
                                                  .attention_ms = (double)r->cluster.world.now.ns / 1e6};

@@ -106,7 +106,16 @@ assert b'prefill' in shown and b'100' in shown and b'\r' in shown and b'tokens/s
 
 # A trace per device.
 run('run', '-f', text, '-p', 'The pass key is ', '--trace', f'{tmp}/trace', '--json', *sparse)
-assert os.path.getsize(f'{tmp}/trace') > 64
+assert os.path.getsize(f'{tmp}/trace') > 64 and os.path.getsize(f'{tmp}/trace.compute') > 64
+# It feeds the simulator: any budget, since scores are recorded, but no position that was not decoded.
+sim = ['sim', 'run', '--trace', f'{tmp}/trace', '--batch', 2, '--steps', 1, '--json']
+for budget in (512, 2048):
+    got, _ = run(*sim, '--budget', budget)
+    trace = got['assumptions']['trace']
+    assert trace['file'] == f'{tmp}/trace' and trace['scores'] and trace['sequences'] == 1 and trace['budget_tokens'] == 512, trace
+    assert got['budget_tokens'] == budget and 'locality' not in got['assumptions']
+got, err = run(*sim, '--context', 4096, status=1)
+assert 'steps are recorded, at' in err, err
 run('run', '-p', 'a is ', '-p', 'b is ', '--trace', f'{tmp}/t2', '--devices', 2, '--json')
 assert os.path.getsize(f'{tmp}/t2.0') > 64 and os.path.getsize(f'{tmp}/t2.1') > 64
 

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 #include <nearkv/sim.h>
 
+#include "base/mem.h"
 #include "runtime/rig.h"
 
 #define MAX_SEQS 8u
@@ -275,6 +276,8 @@ static void record(struct recording *r, const struct scenario *s)
     recording_end(r);
 }
 
+static uint64_t fail_at, n_allocations; /* of a replay: which one fails; how many there were */
+
 static int replay(const struct recording *r, struct log *log, struct nkv_sim_replay_report *report_out)
 {
     struct nkv_sim_replay_options options = {.size = sizeof options,
@@ -291,7 +294,9 @@ static int replay(const struct recording *r, struct log *log, struct nkv_sim_rep
     *log = (struct log){0};
     keep_line(log, "begin");
     log->bytes = 0;
+    (void)nkv_mem_fail_at(fail_at);
     status = nkv_sim_replay(&options, report_out);
+    n_allocations = nkv_mem_fail_at(0);
     nkv_sim_machine_close(machine);
     return status;
 }
@@ -338,7 +343,7 @@ static void a_replay_has_the_recorded_plan(void **state)
         assert_true(n_lines(&r.log) > 500);
         assert_true(s->n_devices == 1 || strstr(r.log.text, "\ndev=1 open")); /* both are used */
         assert_int_equal(report.n_sequences, r.n_seqs);
-        assert_true(report.n_calls > 2 * 100 && report.attention_ms > 0);
+        assert_true(report.n_calls > 2 * 100 && report.attention_ms > 1 && report.attention_ms < 1e4);
         free(log.text);
         recording_remove(&r);
     }
@@ -456,12 +461,36 @@ static void other_options_are_refused_or_differ(void **state)
     recording_remove(&r);
 }
 
+/* All of them would take minutes: most are pages of one step like another. */
+static void allocations_may_fail(void **state)
+{
+    const struct scenario s = {.mode = NKV_MODE_RECALL, .granularity = NKV_SELECT_LAYER, .n_devices = 2};
+    struct nkv_sim_replay_report report;
+    struct recording r;
+    struct log log;
+    uint64_t n;
+
+    (void)state;
+    record(&r, &s);
+    must(replay(&r, &log, &report));
+    free(log.text);
+    n = n_allocations;
+    assert_true(n > 1000);
+    for (fail_at = 1; fail_at <= n; fail_at += fail_at > 100 && fail_at + 100 < n ? n / 20 : 1) {
+        assert_true(replay(&r, &log, &report) < 0);
+        free(log.text);
+    }
+    fail_at = 0;
+    recording_remove(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_replay_has_the_recorded_plan),
         cmocka_unit_test(a_changed_trace_has_another_plan),
         cmocka_unit_test(other_options_are_refused_or_differ),
+        cmocka_unit_test(allocations_may_fail),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
