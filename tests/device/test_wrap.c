@@ -341,13 +341,6 @@ static int stray_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint3
     return 1;
 }
 
-static int stray_caps(struct nkv_device *device, struct nkv_device_caps *caps_out)
-{
-    (void)device;
-    *caps_out = (struct nkv_device_caps){.size = sizeof *caps_out};
-    return 0;
-}
-
 static void stray_close(struct nkv_device *device)
 {
     (void)device;
