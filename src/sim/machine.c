@@ -93,9 +93,6 @@ struct order {
 static const struct order orders[] = {
     {KEY(gpu.idle_power), KEY(gpu.busy_power)},
     {KEY(gpu.busy_power), KEY(gpu.peak_power)},
-    {KEY(pnm.efficiency_4096), KEY(pnm.efficiency_sequential)},
-    {KEY(pnm.efficiency_512), KEY(pnm.efficiency_sequential)},
-    {KEY(pnm.efficiency_256), KEY(pnm.efficiency_sequential)},
     {KEY(pnm.efficiency_64), KEY(pnm.efficiency_sequential)},
     {KEY(pnm.efficiency_32), KEY(pnm.efficiency_sequential)},
     {KEY(pnm.efficiency_writes_10), KEY(pnm.efficiency_sequential)},
