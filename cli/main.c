@@ -20,7 +20,7 @@ static const struct {
     {"run", run_main, "answer a prompt"},
     {"eval", eval_main, "measure answers: needle"},
     {"bench", bench_main, "measure speed: attend, decode, prefill"},
-    {"sim", sim_main, "simulate hardware: run, sweep"},
+    {"sim", sim_main, "simulate hardware: run, sweep, paper, ablate, validate"},
     {"info", info_main, "topology, kernels, model, memory estimate"},
     {"needle", needle_main, "write the built-in needle model as a GGUF file"},
 };
