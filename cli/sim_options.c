@@ -65,7 +65,7 @@ static int read_gpus(struct sim_options *o, const char *flag, const char *arg)
 
 static int read_pnm(struct sim_options *o, const char *flag, const char *arg)
 {
-    return read_u32(flag, arg, 0, 1023, &o->config.n_pnm);
+    return read_u32(flag, arg, 0, 8192, &o->config.n_pnm);
 }
 
 static int read_tp(struct sim_options *o, const char *flag, const char *arg)

@@ -13,7 +13,7 @@
 #define DEFAULT_TOKENS 512u
 #define MAX_BATCH      4096u
 #define MAX_TOKENS     (1u << 20)
-#define MAX_DEVICES    1024u
+#define MAX_DEVICES    8192u
 
 static uint64_t monotonic_ns(void *arg)
 {

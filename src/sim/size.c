@@ -50,7 +50,7 @@ static int check_config(const struct nkv_sim_config *c)
         FAIL(NKV_EINVAL, "mode is %d: it must be below %d", (int)c->mode, NKV_MODE_COUNT);
     TRY(check_range("context", c->context_tokens, 64, 1u << 28));
     TRY(check_range("GPUs", c->n_gpus, 1, 4096));
-    TRY(check_range("PNM devices", c->n_pnm, 0, 1023));
+    TRY(check_range("PNM devices", c->n_pnm, 0, 8192));
     TRY(check_range("batch", c->batch, 0, SIM_BATCH_MAX));
     TRY(check_range("page tokens", c->page_tokens, 1, NKV_MAX_PAGE_TOKENS));
     TRY(check_range("micro-batches", c->micro_batches, 1, 2));

@@ -315,7 +315,7 @@ static void what_cannot_be_is_refused(void **state)
     nkv_sim_machine_close(machine);
 }
 
-static void a_thousand_devices(void **state)
+static void thousands_of_devices(void **state)
 {
     struct nkv_sim_machine *machine = rig_machine();
     struct nkv_sim_config config = rig_config(machine, NKV_MODE_PNM);
@@ -323,12 +323,12 @@ static void a_thousand_devices(void **state)
 
     (void)state;
     config.context_tokens = 8192;
-    config.n_pnm = 1000;
-    config.batch = 1000;
+    config.n_pnm = 4000;
+    config.batch = 4000;
     config.n_layers = 1;
     config.n_steps = 1;
     r = rig_run(&config);
-    assert_int_equal(r.batch, 1000);
+    assert_int_equal(r.batch, 4000);
     nkv_sim_machine_close(machine);
 }
 
@@ -344,7 +344,7 @@ int main(void)
         cmocka_unit_test(more_requests_than_samples_recall_alike),
         cmocka_unit_test(the_adaptive_share_is_never_slower_than_none),
         cmocka_unit_test(what_cannot_be_is_refused),
-        cmocka_unit_test(a_thousand_devices),
+        cmocka_unit_test(thousands_of_devices),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
