@@ -24,6 +24,7 @@ NAMES = [f'fig{n}_{name}' for n, name in FIGURES.items()]
 PARTS = ['fc', 'allreduce', 'score', 'topk', 'attend_pnm', 'attend_gpu', 'recall', 'link', 'append', 'other']
 ACCOUNTS = ['activity', 'power_time', 'paper', 'power_busy']
 SMALL = ['--no-tornado', '--layers', 1, '--steps', 1, '--streams', 1, '--threads', 2, '--json']
+FEW = [*SMALL, '--set', 'pnm.memory_capacity=1 GB']  # hardly a point fits: quick
 
 
 def with_gnuplot(text):
@@ -133,7 +134,7 @@ with_gnuplot(f'echo "$PWD $*" >>{log}\nif [ "$2" = fig11.gp ]; then echo no such
 for name in NAMES:
     with open(f'{tmp}/moved/{name}.png', 'w') as file:
         file.write('old')
-_, said = run('sim', 'paper', *SMALL, '--out', f'{tmp}/moved', status=1)
+_, said = run('sim', 'paper', *FEW, '--out', f'{tmp}/moved', status=1)
 assert 'fig11.gp' in said and 'exit 3' in said and 'no such terminal' in said and said.count('\n') == 1, said
 with open(log) as file:
     assert file.read().splitlines() == [f'{tmp}/moved -d fig{n}.gp' for n in ('03', '08', '10', '11')]
@@ -142,10 +143,10 @@ assert not [name for name in os.listdir(f'{tmp}/moved') if name.endswith(('.png'
 # What cannot be written is named: a directory in the place of a file; before the simulation, DIR.
 os.remove(f'{tmp}/moved/fig14_cost.csv')
 os.mkdir(f'{tmp}/moved/fig14_cost.csv')
-_, said = run('sim', 'paper', *SMALL, '--out', f'{tmp}/moved', status=1)
+_, said = run('sim', 'paper', *FEW, '--out', f'{tmp}/moved', status=1)
 assert f'{tmp}/moved/fig14_cost.csv' in said and 'directory' in said, said
 assert not [name for name in os.listdir(f'{tmp}/moved') if name.endswith('.part')]
 for bad, why in (f'{tmp}/none/out', 'No such file'), (f'{tmp}/log', 'Not a directory'), ('/proc/out', '/proc/out'):
-    _, said = run('sim', 'paper', *SMALL, '--out', bad, status=1)
+    _, said = run('sim', 'paper', *FEW, '--out', bad, status=1)
     assert f"'{bad}'" in said and why in said and said.count('\n') == 1, said
 PY
