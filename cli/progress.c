@@ -51,7 +51,8 @@ int progress_update(void *arg, uint64_t n_done, uint64_t n_total)
     struct progress *progress = arg;
     uint64_t now = progress_now_ns();
 
-    if (progress->is_terminal && now - progress->start_ns > FIRST_SHOWN_NS && now - progress->shown_ns > REDRAW_NS) {
+    if (progress->is_terminal && now - progress->start_ns > FIRST_SHOWN_NS &&
+        (n_done == n_total || now - progress->shown_ns > REDRAW_NS)) {
         draw(progress, n_done, n_total, (double)(now - progress->start_ns) / 1e9);
         progress->shown_ns = now;
     }

@@ -236,7 +236,7 @@ static void a_trace_tells_commands_results_and_selections(void **state)
 {
     static const char *const expected[] = {
         "{\"schema\":\"nearkv.trace/1\",\"backend\":\"cpu\",\"shape\":{\"n_layers\":1,",
-        "\"n_heads\":2,\"n_kv_heads\":1,\"head_dim\":8,\"page_tokens\":4,\"dtype\":\"f32\",\"digest\":\"minmax\"},"
+        "\"n_heads\":2,\"n_kv_heads\":1,\"head_dim\":8,\"page_tokens\":4,\"dtype\":\"f32\",\"digest\":\"minmax\"},",
         "\"capacity_bytes\":",
         "{\"cmd\":0,\"op\":\"seq_open\"",
         "\"seq\":1,\"n_tokens\":40}\n",
