@@ -49,7 +49,9 @@ int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out
 
 /* Every number of a machine, with unit and source. */
 json_t *sim_machine_json(const struct nkv_sim_machine *machine);
-/* What the configuration takes for granted: every number of the machine, the locality, the rules. */
+/* What a configuration takes for granted: every number of the machine, the scores, the rules; and what of it a whole
+ * grid shares. 0 and "auto" are as the options say. */
+json_t *sim_shared_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine);
 json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine);
 
 #endif

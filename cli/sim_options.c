@@ -368,19 +368,40 @@ static json_t *scores_json(const struct sim_options *o)
                      info->has_scores);
 }
 
+/* What a configuration shares with the others of a grid. */
+json_t *sim_shared_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine)
+{
+    const struct nkv_sim_config *c = &o->config;
+    json_t *object =
+        json_pack("{s:s, s:s, s:I, s:s, s:I, s:I, s:f, s:s, s:I, s:I, s:I, s:o}", "budget", c->budget, "recall",
+                  c->same_step_recall ? "same-step" : "next-step", "page_tokens", (json_int_t)c->page_tokens, "select",
+                  nkv_granularity_name(c->granularity), "micro_batches", (json_int_t)c->micro_batches, "digest_levels",
+                  (json_int_t)c->digest_levels, "weight_bytes", c->weight_bytes, "kv", nkv_dtype_name(c->kv_dtype),
+                  "steps", (json_int_t)c->n_steps, "layers", (json_int_t)c->n_layers, "seed", (json_int_t)c->seed,
+                  "machine", sim_machine_json(machine));
+
+    json_object_update_new(object, scores_json(o));
+    return object;
+}
+
+/* "paper", "auto" or a number, as --steady takes it. */
+static json_t *steady_json(double steady)
+{
+    if (isnan(steady))
+        return json_string("paper");
+    return steady < 0 ? json_string("auto") : json_real(steady);
+}
+
 json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine)
 {
     const struct nkv_sim_config *c = &o->config;
+    json_t *object = sim_shared_assumptions(o, machine);
 
-    json_t *object = json_pack(
-        "{s:s, s:I, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:f, s:s, s:b, s:I, s:I, s:I, s:o}", "model", c->model.name,
-        "context", (json_int_t)c->context_tokens, "mode", nkv_mode_name(c->mode), "gpus", (json_int_t)c->n_gpus, "pnm",
-        (json_int_t)c->n_pnm, "budget", c->budget, "recall", c->same_step_recall ? "same-step" : "next-step",
-        "page_tokens", (json_int_t)c->page_tokens, "micro_batches", (json_int_t)c->micro_batches, "weight_bytes",
-        c->weight_bytes, "kv", nkv_dtype_name(c->kv_dtype), "in_flight_prefill", (int)c->in_flight_prefill, "steps",
-        (json_int_t)c->n_steps, "layers", (json_int_t)c->n_layers, "seed", (json_int_t)c->seed, "machine",
-        sim_machine_json(machine));
-
-    json_object_update_new(object, scores_json(o));
+    json_object_update_new(
+        object, json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:b, s:b}", "model", c->model.name, "mode",
+                          nkv_mode_name(c->mode), "context", (json_int_t)c->context_tokens, "output",
+                          (json_int_t)c->output_tokens, "gpus", (json_int_t)c->n_gpus, "pnm", (json_int_t)c->n_pnm,
+                          "tp", (json_int_t)c->tp, "batch", (json_int_t)c->batch, "steady", steady_json(c->steady),
+                          "in_flight_prefill", (int)c->in_flight_prefill, "full_activity", (int)c->full_activity));
     return object;
 }

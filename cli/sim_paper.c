@@ -30,6 +30,7 @@ static void print_usage(FILE *file)
           "  --page N         tokens per page (32)\n"
           "  --drift X, --correlation X, --seed N   of the page scores\n"
           "  --set KEY=VALUE  a number of both machines\n"
+          "  --steps N, --layers N, --streams N     size of each point's sample\n"
           "  --no-tornado     leaves out which assumption moves which claim\n"
           "  --threads N      points at a time (one per CPU)\n"
           "  --json           one JSON object on stdout\n",
@@ -132,7 +133,10 @@ static void print_assumptions(const struct nkv_sim_paper *paper, bool tornado)
         const struct nkv_sim_claim *claim = &paper->claims[i];
         const struct nkv_sim_assumption *mover = &paper->assumptions[claim->mover];
 
-        if (claim->mover_low != claim->mover_high)
+        if (isnan(claim->mover_low) || claim->mover_low == claim->mover_high)
+            printf("  %-4s %s\n", claim->id,
+                   isnan(claim->mover_low) ? "the rack is not varied" : "nothing within these ranges");
+        else
             printf("  %-4s %-26s %s: %.4g, %s: %.4g\n", claim->id, mover->name, mover->low, claim->mover_low,
                    mover->high, claim->mover_high);
     }
@@ -212,9 +216,9 @@ static int print_json(const struct paper_options *o, const struct nkv_sim_paper 
     for (enum nkv_sim_account a = 0; a < NKV_SIM_ACCOUNT_COUNT; a++)
         json_object_set_new(energy, nkv_sim_account_name(a), number_json(paper->energy_ratios[a]));
     return text_print_json(json_pack("{s:s, s:s, s:o, s:o, s:f, s:o, s:o}", "schema", "nearkv.sim.paper/1", "kind",
-                                     "simulated", "parameters", sim_assumptions(&o->sim, server), "claims", claims,
-                                     "mean_abs_log", paper->mean_abs_log, "r3_by_account", energy, "assumptions",
-                                     assumptions_json(paper, !o->no_tornado)));
+                                     "simulated", "parameters", sim_shared_assumptions(&o->sim, server), "claims",
+                                     claims, "mean_abs_log", paper->mean_abs_log, "r3_by_account", energy,
+                                     "assumptions", assumptions_json(paper, !o->no_tornado)));
 }
 
 /* ---- Main ---- */

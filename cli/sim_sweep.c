@@ -53,10 +53,15 @@ static void print_usage(FILE *file)
           file);
 }
 
+static bool is_set(const struct axis *axis)
+{
+    return strcmp(axis->flag->name, "set") == 0;
+}
+
 /* Splits "a,b,c", or for --set "key=a,b,c" into "key=a", "key=b", "key=c". */
 static int split_values(struct axis *axis, const char *text)
 {
-    const char *equals = strcmp(axis->flag->name, "set") == 0 ? strchr(text, '=') : NULL;
+    const char *equals = is_set(axis) ? strchr(text, '=') : NULL;
     size_t key = equals ? (size_t)(equals - text) + 1 : 0, n = 1, used = 0;
 
     for (const char *c = text + key; *c; c++)
@@ -180,16 +185,25 @@ static void *worker(void *arg)
     return NULL;
 }
 
-/* The first point on its own: a wrong name is told once, before hundreds of rows. */
-static int check_first(const struct sweep *s)
+/* Every value on its own, with the first of the other axes: a wrong name is told once, before hundreds of rows. */
+static int check_values(const struct sweep *s)
 {
-    struct sim_options o;
-    struct nkv_sim_machine *machine;
-    int rc = open_point(s, 0, &o, &machine);
+    for (uint32_t axis = 0; axis < s->n_axes; axis++)
+        for (uint32_t i = 0; i < s->axes[axis].n_values; i++) {
+            struct sim_options o;
+            struct nkv_sim_machine *machine;
+            int rc;
 
-    if (rc == CLI_OK)
-        nkv_sim_machine_close(machine);
-    return rc;
+            sim_options_init(&o);
+            for (uint32_t other = 0; other < s->n_axes; other++)
+                (void)s->axes[other].flag->read(&o, s->axes[other].flag->name,
+                                                s->axes[other].values[other == axis ? i : 0]);
+            rc = sim_options_open(&o, &machine);
+            if (rc != CLI_OK)
+                return rc;
+            nkv_sim_machine_close(machine);
+        }
+    return CLI_OK;
 }
 
 static int run_points(struct sweep *s)
@@ -216,9 +230,15 @@ static int run_points(struct sweep *s)
 
 static void put_header(const struct sweep *s, FILE *file)
 {
-    for (uint32_t i = 0; i < s->n_axes; i++)
-        fprintf(file, "%s,", s->axes[i].flag->name);
-    fputs("status,batch,budget_tokens,steady_tokens,tokens_per_s,step_ms", file);
+    for (uint32_t i = 0; i < s->n_axes; i++) {
+        const char *value = s->axes[i].values[0];
+
+        if (is_set(&s->axes[i])) /* of "key=value" the key */
+            fprintf(file, "%.*s,", (int)strcspn(value, "="), value);
+        else
+            fprintf(file, "%s,", s->axes[i].flag->name);
+    }
+    fputs("status,admitted_batch,budget_tokens,steady_tokens,tokens_per_s,step_ms", file);
     for (enum nkv_sim_part p = 0; p < NKV_SIM_PART_COUNT; p++)
         fprintf(file, ",%s_ms", nkv_sim_part_name(p));
     fputs(",gpu_utilisation,pnm_utilisation", file);
@@ -229,13 +249,21 @@ static void put_header(const struct sweep *s, FILE *file)
           file);
 }
 
+/* Of "key=value" the value: the key is the column's name. */
+static void put_value(const struct sweep *s, uint32_t point, uint32_t axis, FILE *file)
+{
+    const char *value = value_at(s, point, axis);
+
+    text_put_csv(file, is_set(&s->axes[axis]) ? value + strcspn(value, "=") + 1 : value);
+}
+
 static void put_row(const struct sweep *s, uint32_t point, FILE *file)
 {
     const struct row *row = &s->rows[point];
     const struct nkv_sim_report *r = &row->report;
 
     for (uint32_t i = 0; i < s->n_axes; i++) {
-        text_put_csv(file, value_at(s, point, i));
+        put_value(s, point, i, file);
         fputc(',', file);
     }
     text_put_csv(file, row->ok ? "ok" : row->error);
@@ -298,7 +326,7 @@ int sim_sweep_main(int argc, char **argv)
         print_usage(stdout);
     } else if (rc == CLI_OK) {
         s.rows = calloc(s.n_points, sizeof *s.rows);
-        rc = s.rows ? check_first(&s) : cli_fail("out of memory");
+        rc = s.rows ? check_values(&s) : cli_fail("out of memory");
         progress_catch_interrupt();
         if (rc == CLI_OK)
             rc = run_points(&s);

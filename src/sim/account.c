@@ -30,11 +30,13 @@ static struct energy activity(const struct sim_values *v, const struct sim_step 
 {
     struct energy e = {.gpu = 8 * s->gpu_bytes * v->gpu.memory_energy + s->gpu_flops * v->gpu.compute_energy +
                               s->n_gpus * v->gpu.idle_power * s->seconds,
-                       .pnm = pnm_activity(v, s) + v->pnm.background_power * card_seconds(s),
+                       .pnm = pnm_activity(v, s),
                        .fc = 8 * s->gpu_fc_bytes * v->gpu.memory_energy + s->gpu_fc_flops * v->gpu.compute_energy +
                              s->n_gpus * v->gpu.idle_power * s->gpu_fc_s};
 
-    if (s->full_activity)
+    if (!s->full_activity)
+        e.pnm += v->pnm.background_power * card_seconds(s);
+    else /* the power of a waiting card has the DRAM's background in it */
         e.pnm += s->plain_memory ? v->node.memory_power * card_seconds(s)
                                  : v->pnm.idle_power * card_seconds(s) + v->pnm.controller_power * s->pnm_busy_s;
     return e;

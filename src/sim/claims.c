@@ -246,15 +246,15 @@ static const struct {
     {"R2", "throughput, PnG-KV to baseline, 70B 128K, 2 GPUs + 8 PNM", true, 21.9, r2, ""},
     {"R3", "energy per token, baseline to PnG-KV, the same", true, 60, r3, ""},
     {"R4a", "FC energy per token, baseline to PnG-KV, the same", true, 96, r4_fc, ""},
-    {"R4b", "attention energy per token, baseline to PNM devices, the same", true, 20, r4_attention, ""},
+    {"R4b", "attention energy per token, baseline to PNM-KV's devices, the same", true, 20, r4_attention, ""},
     {"R5", "throughput, PnG-KV to PNM-KV, in-server mean", true, 1.283, r5, ""},
     {"R6", "energy, PnG-KV to PNM-KV, most", true, 2.2, r6, ""},
     {"R7a", "throughput, PnG-KV to baseline, in-server mean", true, 2.7, r7_faster, ""},
     {"R7b", "energy, baseline to PnG-KV, in-server mean", true, 4.9, r7_energy, ""},
     {"R8", "throughput can be below the baseline where #PNM = #GPU", false, 1, r8,
-     "it holds only where the baseline recalls cheaply: with no shared host link (then R9 is 1.2 and R10 1.7), or with "
-     "a budget of "
-     "4,096 tokens (then R2 is 15 and R7 1.0 and 2.1)"},
+     "it holds only where the baseline recalls cheaply: with no shared host link (then R9 is 1.1 and R10 2.7), or with "
+     "a "
+     "budget of 4,096 tokens (then R2 is 15 and R7 1.1 and 2.1)"},
     {"R9", "tokens per dollar, baseline, 8B 128K, 8 GPUs to 1", true, 0.4, r9, ""},
     {"R10", "tokens per dollar, 8B 128K, PnG-KV 1 GPU + 8 PNM to 8-GPU baseline", true, 7.3, r10, ""},
     {"R11", "hidden-state traffic and Top-K are negligible", false, 1, r11, ""},

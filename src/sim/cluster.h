@@ -46,7 +46,8 @@ struct sim_batch {
     bool open;
     enum nkv_sim_part part;
     uint32_t layer, pos;
-    struct sim_moment start, work; /* work: its end without the floor */
+    struct sim_moment work;        /* its end without the floor */
+    uint64_t floor_ns, counted_ns; /* its end at the earliest; until when the engine is counted busy */
 };
 
 enum sim_kind { SIM_KIND_PNM, SIM_KIND_GPU };

@@ -47,27 +47,27 @@ static double attention_seconds(struct sim_cluster *cluster, const struct sim_co
                 cost->flops / (n * v->gpu.compute_rate * v->gpu.gemm_efficiency));
 }
 
-/* One kernel for all sequences of a batch: the floor is the kernel's, not each command's. */
+/* One kernel for all sequences of a batch: the floor is the kernel's, not each command's, and keeps the engine busy. */
 static struct sim_moment kernel(struct sim_cluster *cluster, enum nkv_sim_part part, struct sim_moment ready,
                                 const struct nkv_cmd *cmd, const struct sim_cost *cost)
 {
-    struct sim_world *world = &cluster->world;
-    struct sim_resource *engine = &world->resources[cluster->gpu];
+    struct sim_resource *engine = &cluster->world.resources[cluster->gpu];
     struct sim_batch *batch = &cluster->batch;
     uint64_t ns = sim_ns(attention_seconds(cluster, cost)), floor_ns = sim_ns(cluster->values->gpu.attention_floor);
-    struct sim_moment end;
+    struct sim_moment start, end;
 
-    if (batch->open && batch->part == part && batch->layer == cmd->layer && batch->pos == cmd->pos)
-        engine->free = batch->work;
-    else
+    if (batch->open && batch->part == part && batch->layer == cmd->layer && batch->pos == cmd->pos) {
+        start = sim_later(ready, batch->work);
+    } else {
+        start = sim_later(ready, engine->free);
         *batch = (struct sim_batch){
-            .open = true, .part = part, .layer = cmd->layer, .pos = cmd->pos, .start = sim_later(ready, engine->free)};
-    end = sim_serve(world, cluster->gpu, part, ready, ns);
-    batch->work = end;
-    if (end.ns < batch->start.ns + floor_ns) {
-        end = sim_delay(world, part, end, batch->start.ns + floor_ns - end.ns);
-        engine->free = end;
+            .open = true, .part = part, .layer = cmd->layer, .pos = cmd->pos, .floor_ns = start.ns + floor_ns};
     }
+    batch->work.ns = start.ns + ns;
+    end = sim_serve_until(&cluster->world, cluster->gpu, part, start,
+                          batch->work.ns > batch->floor_ns ? batch->work.ns : batch->floor_ns, batch->counted_ns);
+    batch->work.cause = end.cause;
+    batch->counted_ns = end.ns;
     return end;
 }
 

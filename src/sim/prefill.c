@@ -76,7 +76,8 @@ int sim_run_loaded(const struct nkv_sim_config *config, struct sim_trace *trace,
         FAIL(NKV_EINVAL,
              "a step with %.0f prompts of %u tokens: at most %.0f tokens; let requests generate more than %u", whole,
              c.context_tokens, MOST_ROWS, c.output_tokens);
-    c.timeline = NULL;
+    c.timeline = NULL; /* it shows the steps without prompts */
+    c.plan_log = NULL;
     TRY(sim_run_steps(&c, trace, (uint32_t)whole, &with));
     mix(report_out, &with, n / whole);
     return 0;

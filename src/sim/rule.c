@@ -17,29 +17,37 @@ static int refuse(const char *rule)
          rule);
 }
 
+/* Decimal digits with at most one point. */
+static int take_number(const char *rule, const char **at, double *number_out)
+{
+    size_t length = strspn(*at, "0123456789.");
+    char digits[32], *end;
+
+    if (length == 0 || length >= sizeof digits)
+        return refuse(rule);
+    memcpy(digits, *at, length);
+    digits[length] = '\0';
+    *number_out = strtod(digits, &end);
+    if (*end != '\0')
+        return refuse(rule);
+    *at += length;
+    return 0;
+}
+
 /* A number or a power of the context. */
 static int take_factor(const char *rule, const char **at, double context, double *factor_out)
 {
     const char *word = "context";
-    char *end;
+    double power = 1;
 
-    if (strncmp(*at, word, strlen(word)) != 0) {
-        if (!strchr("0123456789.", **at) || **at == '\0')
-            return refuse(rule);
-        *factor_out = strtod(*at, &end);
-        *at = end;
-        return 0;
-    }
+    if (strncmp(*at, word, strlen(word)) != 0)
+        return take_number(rule, at, factor_out);
     *at += strlen(word);
-    *factor_out = context;
     if (**at == '^') {
-        double power = strtod(*at + 1, &end);
-
-        if (end == *at + 1)
-            return refuse(rule);
-        *at = end;
-        *factor_out = pow(context, power);
+        ++*at;
+        TRY(take_number(rule, at, &power));
     }
+    *factor_out = pow(context, power);
     return 0;
 }
 
@@ -57,9 +65,9 @@ int nkv_sim_budget(const char *rule, uint32_t context_tokens, uint32_t *budget_o
     }
     if (*at != '\0')
         return refuse(rule);
-    if (!(budget >= 1))
-        FAIL(NKV_EINVAL, "budget '%.63s' is %g tokens at a context of %u: it must be at least 1", rule, budget,
-             context_tokens);
+    if (!(budget >= 1 && isfinite(budget)))
+        FAIL(NKV_EINVAL, "budget '%.63s' is %g tokens at a context of %u: it must be a number of at least 1", rule,
+             budget, context_tokens);
     *budget_out = budget > context_tokens ? context_tokens : (uint32_t)budget;
     return 0;
 }

@@ -25,8 +25,10 @@ struct sim_run {
     struct nkv_context *context;
     struct nkv_seq **seqs;
     struct nkv_attend_item *items;
-    float *q, *kv, *out; /* of no meaning, shared by all items */
-    uint64_t head_ns;    /* spent in the head since the mark */
+    float *q, *kv, *out;    /* of no meaning, shared by all items */
+    struct sim_span *heads; /* [config->n_steps]: when the head ran */
+    uint32_t n_heads;
+    bool measuring; /* behind the warm-up */
     struct sim_charge head;
 };
 
@@ -125,6 +127,7 @@ static int run_open(struct sim_run *r)
                                       .n_pnm = w->config->n_pnm,
                                       .interleave = w->config->mode == NKV_MODE_RECALL ? w->config->n_pnm : 1};
     sim_cluster_set_rates(&r->cluster, w->config->weight_bytes);
+    TRY(nkv_alloc(w->config->n_steps, sizeof *r->heads, &r->heads));
     TRY(sim_cluster_open(&r->cluster));
     TRY(open_source(r));
     TRY(open_devices(r));
@@ -149,6 +152,7 @@ static void run_close(struct sim_run *r)
     sim_trace_source_close(r->recorded);
     sim_cluster_close(&r->cluster);
     nkv_free(r->devices);
+    nkv_free(r->heads);
     nkv_free(r->seqs);
     nkv_free(r->items);
     nkv_free(r->q);
@@ -203,7 +207,8 @@ static int head_fc(struct sim_run *r)
     uint64_t begin_ns = r->cluster.world.now.ns;
 
     TRY(nkv_fc(r->context, &work));
-    r->head_ns += r->cluster.world.now.ns - begin_ns;
+    if (r->measuring)
+        r->heads[r->n_heads++] = (struct sim_span){begin_ns, r->cluster.world.now.ns};
     spent = charge_since(&r->cluster.charge, &before);
     r->head.gpu_bytes += spent.gpu_bytes;
     r->head.gpu_flops += spent.gpu_flops;
@@ -261,7 +266,7 @@ static int run_steps(struct sim_run *r)
     sim_world_mark(&r->cluster.world);
     r->cluster.charge = r->head = (struct sim_charge){0};
     r->cluster.sample_sum = r->cluster.sample_squares = 0;
-    r->head_ns = 0;
+    r->measuring = true;
     for (uint32_t i = 0; i < r->work.config->n_steps; i++)
         TRY(run_step(r));
     return r->cluster.world.status;
@@ -275,21 +280,59 @@ static double scaled(const struct sim_run *r, double all, double head)
     return ((all - head) / r->work.share + head) / r->work.config->n_steps;
 }
 
+static double head_ns(const struct sim_run *r)
+{
+    double ns = 0;
+
+    for (uint32_t i = 0; i < r->n_heads; i++)
+        ns += (double)(r->heads[i].end_ns - r->heads[i].begin_ns);
+    return ns;
+}
+
+/*
+ * What a resource is busy per step of all layers; no step is shorter for long. Work that is still under way when the
+ * measured steps end (pages recalled for the next step) is counted here though nothing has waited for it yet.
+ */
+static double busiest_ms(const struct sim_run *r, enum nkv_sim_part *part_out)
+{
+    static const enum nkv_sim_part parts[] = {[SIM_GPU_ENGINE] = NKV_SIM_FC,
+                                              [SIM_PNM_ENGINE] = NKV_SIM_ATTEND_PNM,
+                                              [SIM_LINK] = NKV_SIM_LINK,
+                                              [SIM_RECALL_LINK] = NKV_SIM_RECALL};
+    double most = 0;
+
+    for (uint32_t i = 0; i < r->cluster.world.n_resources; i++) {
+        const struct sim_resource *resource = &r->cluster.world.resources[i];
+        double ms = scaled(r, (double)resource->busy_ns, resource->kind == SIM_GPU_ENGINE ? head_ns(r) : 0) / 1e6;
+
+        if (ms > most) {
+            most = ms;
+            *part_out = parts[resource->kind];
+        }
+    }
+    return most;
+}
+
 static void report_times(const struct sim_run *r, struct nkv_sim_report *report)
 {
     const struct sim_world *world = &r->cluster.world;
-    uint64_t path_ns[NKV_SIM_PART_COUNT];
-    double other_ms = r->work.values->gpu.step_overhead * 1e3;
+    uint64_t all_ns[NKV_SIM_PART_COUNT], head_path_ns[NKV_SIM_PART_COUNT];
+    struct sim_path path = {r->heads, r->n_heads, all_ns, head_path_ns};
+    enum nkv_sim_part busiest = NKV_SIM_OTHER;
+    double other_ms = r->work.values->gpu.step_overhead * 1e3, wait_ms;
 
-    sim_world_breakdown(world, path_ns);
-    report->step_ms = scaled(r, (double)(world->now.ns - world->mark_ns), (double)r->head_ns) / 1e6 + other_ms;
+    sim_world_path(world, &path);
+    report->step_ms = scaled(r, (double)(world->now.ns - world->mark_ns), head_ns(r)) / 1e6 + other_ms;
     for (uint32_t part = 0; part < NKV_SIM_PART_COUNT; part++) {
-        double head = part == NKV_SIM_FC ? (double)r->head_ns : 0;
-
-        report->breakdown_ms[part] = scaled(r, (double)path_ns[part], head) / 1e6;
-        report->busy_ms[part] = scaled(r, (double)world->busy_ns[part], head) / 1e6;
+        report->breakdown_ms[part] = scaled(r, (double)all_ns[part], (double)head_path_ns[part]) / 1e6;
+        report->busy_ms[part] = scaled(r, (double)world->busy_ns[part], part == NKV_SIM_FC ? head_ns(r) : 0) / 1e6;
     }
     report->breakdown_ms[NKV_SIM_OTHER] += other_ms;
+    wait_ms = busiest_ms(r, &busiest) - report->step_ms;
+    if (wait_ms > 0) {
+        report->breakdown_ms[busiest] += wait_ms;
+        report->step_ms += wait_ms;
+    }
     report->tokens_per_s = 1e3 * r->work.batch / report->step_ms;
 }
 
@@ -327,7 +370,7 @@ static struct sim_step step_of(const struct sim_run *r, const struct nkv_sim_rep
     double attend_bytes = scaled(r, all->gpu_attend_bytes, 0), attend_flops = scaled(r, all->gpu_attend_flops, 0);
     struct sim_step step = {
         .seconds = report->step_ms / 1e3,
-        .gpu_engine_s = scaled(r, (double)r->cluster.world.resources[r->cluster.gpu].busy_ns, (double)r->head_ns) / 1e9,
+        .gpu_engine_s = scaled(r, (double)r->cluster.world.resources[r->cluster.gpu].busy_ns, head_ns(r)) / 1e9,
         .gpu_fc_s = (report->busy_ms[NKV_SIM_FC] + report->busy_ms[NKV_SIM_ALLREDUCE]) / 1e3,
         .pnm_busy_s = pnm_busy_s(r),
         .gpu_bytes = scaled(r, all->gpu_bytes, head->gpu_bytes),
@@ -436,28 +479,31 @@ static int run_once(const struct nkv_sim_config *config, struct sim_trace *trace
 
 /*
  * The adaptive steady share: the best modelled one of a grid that contains 0, which is pnm, and the fixed rule. The
- * paper's fixed ratio can lose: where recall or the GPUs' floor costs more than the PNM devices save.
+ * paper's fixed ratio can lose: where recall or the GPUs' floor costs more than the PNM devices save. Trials leave no
+ * trace; the best is run again only for its timeline or its plan.
  */
 static int run_adaptive(const struct nkv_sim_config *config, struct sim_trace *trace, struct nkv_sim_report *report_out)
 {
-    static const double shares[] = {0,        1.0 / 64, 1.0 / 32, 1.0 / 16, 1.0 / 8,
-                                    3.0 / 16, 1.0 / 4,  3.0 / 8,  1.0 / 2,  3.0 / 4};
+    static const double shares[] = {NAN, 0, 1.0 / 16, 1.0 / 8, 1.0 / 4, 3.0 / 8, 1.0 / 2, 3.0 / 4};
     struct nkv_sim_config c = *config;
-    double best = NAN, most = 0;
+    struct nkv_sim_report best = {0}, report;
+    double share = 0;
 
     c.timeline = NULL;
-    for (uint32_t i = 0; i <= sizeof shares / sizeof *shares; i++) {
-        struct nkv_sim_report report;
-
-        c.steady = i < sizeof shares / sizeof *shares ? shares[i] : NAN;
+    c.plan_log = NULL;
+    for (uint32_t i = 0; i < sizeof shares / sizeof *shares; i++) {
+        c.steady = shares[i];
         TRY(run_once(&c, trace, &report));
-        if (report.tokens_per_s > most) {
-            most = report.tokens_per_s;
-            best = c.steady;
+        if (report.tokens_per_s > best.tokens_per_s) {
+            best = report;
+            share = c.steady;
         }
     }
+    *report_out = best;
+    if (!config->timeline && !config->plan_log)
+        return 0;
     c = *config;
-    c.steady = best;
+    c.steady = share;
     return run_once(&c, trace, report_out);
 }
 

@@ -91,11 +91,11 @@ static bool grow(struct sim_world *world)
 }
 
 static struct sim_moment put_stage(struct sim_world *world, uint16_t resource, enum nkv_sim_part part,
-                                   struct sim_moment start, uint64_t ns)
+                                   struct sim_moment start, uint64_t ns, uint64_t busy_ns)
 {
     struct sim_moment end = {start.ns + ns, SIM_NO_CAUSE};
 
-    world->busy_ns[part] += ns;
+    world->busy_ns[part] += busy_ns;
     if (world->n_stages == world->max_stages && !grow(world))
         return end;
     world->stages[world->n_stages] = (struct sim_stage){start.ns, end.ns, start.cause, resource, (uint8_t)part};
@@ -108,8 +108,19 @@ struct sim_moment sim_serve(struct sim_world *world, uint16_t resource, enum nkv
 {
     struct sim_resource *r = &world->resources[resource];
 
-    r->free = put_stage(world, resource, part, sim_later(ready, r->free), ns);
+    r->free = put_stage(world, resource, part, sim_later(ready, r->free), ns, ns);
     r->busy_ns += ns;
+    return r->free;
+}
+
+struct sim_moment sim_serve_until(struct sim_world *world, uint16_t resource, enum nkv_sim_part part,
+                                  struct sim_moment start, uint64_t end_ns, uint64_t counted_ns)
+{
+    struct sim_resource *r = &world->resources[resource];
+    uint64_t from_ns = start.ns > counted_ns ? start.ns : counted_ns, busy_ns = end_ns > from_ns ? end_ns - from_ns : 0;
+
+    r->free = put_stage(world, resource, part, start, end_ns - start.ns, busy_ns);
+    r->busy_ns += busy_ns;
     return r->free;
 }
 
@@ -120,7 +131,7 @@ struct sim_moment sim_serve_both(struct sim_world *world, const uint16_t resourc
     struct sim_moment start = sim_later(sim_later(ready, a->free), b->free), end;
     uint32_t slow = ns[1] > ns[0];
 
-    end = put_stage(world, resources[0], part, start, ns[slow]);
+    end = put_stage(world, resources[0], part, start, ns[slow], ns[slow]);
     a->free = (struct sim_moment){start.ns + ns[0], end.cause};
     b->free = (struct sim_moment){start.ns + ns[1], end.cause};
     a->busy_ns += ns[0];
@@ -130,7 +141,7 @@ struct sim_moment sim_serve_both(struct sim_world *world, const uint16_t resourc
 
 struct sim_moment sim_delay(struct sim_world *world, enum nkv_sim_part part, struct sim_moment ready, uint64_t ns)
 {
-    return ns ? put_stage(world, SIM_NO_RESOURCE, part, ready, ns) : ready;
+    return ns ? put_stage(world, SIM_NO_RESOURCE, part, ready, ns, ns) : ready;
 }
 
 void sim_world_advance(struct sim_world *world, struct sim_moment moment)
@@ -138,27 +149,40 @@ void sim_world_advance(struct sim_world *world, struct sim_moment moment)
     world->now = sim_later(world->now, moment);
 }
 
+/* Adds a piece of the path to its part, and what of it lies in a span to the part of the spans. */
+static void add_piece(const struct sim_path *path, enum nkv_sim_part part, uint64_t from_ns, uint64_t until_ns)
+{
+    path->all_ns[part] += until_ns - from_ns;
+    for (uint32_t i = 0; i < path->n_spans; i++) {
+        uint64_t begin = from_ns > path->spans[i].begin_ns ? from_ns : path->spans[i].begin_ns;
+        uint64_t end = until_ns < path->spans[i].end_ns ? until_ns : path->spans[i].end_ns;
+
+        path->span_ns[part] += end > begin ? end - begin : 0;
+    }
+}
+
 /*
  * A cause may have ended after the stage that names it began: the faster of two links is free again while the slower
  * still carries the rest. What lies before the stage is then the cause's up to that moment.
  */
-void sim_world_breakdown(const struct sim_world *world, uint64_t ns_out[NKV_SIM_PART_COUNT])
+void sim_world_path(const struct sim_world *world, const struct sim_path *path)
 {
     uint64_t until = world->now.ns;
     uint32_t at = world->now.cause;
 
-    memset(ns_out, 0, NKV_SIM_PART_COUNT * sizeof *ns_out);
+    memset(path->all_ns, 0, NKV_SIM_PART_COUNT * sizeof *path->all_ns);
+    memset(path->span_ns, 0, NKV_SIM_PART_COUNT * sizeof *path->span_ns);
     while (at != SIM_NO_CAUSE && at >= world->first_stage) {
         const struct sim_stage *stage = &world->stages[at - world->first_stage];
         uint64_t from = stage->start_ns > world->mark_ns ? stage->start_ns : world->mark_ns;
 
         if (until > from) {
-            ns_out[stage->part] += until - from;
+            add_piece(path, stage->part, from, until);
             until = from;
         }
         at = stage->cause;
     }
-    ns_out[NKV_SIM_OTHER] += until - world->mark_ns;
+    add_piece(path, NKV_SIM_OTHER, world->mark_ns, until);
 }
 
 uint64_t sim_ns(double seconds)

@@ -63,6 +63,9 @@ struct sim_moment sim_later(struct sim_moment a, struct sim_moment b);
 /* Runs for `ns` on a resource, no earlier than `ready`. returns: its end. */
 struct sim_moment sim_serve(struct sim_world *world, uint16_t resource, enum nkv_sim_part part, struct sim_moment ready,
                             uint64_t ns);
+/* Holds a resource from start to end_ns, and counts as busy what lies behind counted_ns. pre: end_ns >= start.ns. */
+struct sim_moment sim_serve_until(struct sim_world *world, uint16_t resource, enum nkv_sim_part part,
+                                  struct sim_moment start, uint64_t end_ns, uint64_t counted_ns);
 /* As sim_serve, on two resources at once: the stage lasts as long as the slower, each is held as long as it needs. */
 struct sim_moment sim_serve_both(struct sim_world *world, const uint16_t resources[2], enum nkv_sim_part part,
                                  struct sim_moment ready, const uint64_t ns[2]);
@@ -72,8 +75,17 @@ struct sim_moment sim_delay(struct sim_world *world, enum nkv_sim_part part, str
 /* Time passes until `moment`, if that is later than now. */
 void sim_world_advance(struct sim_world *world, struct sim_moment moment);
 
-/* Nanoseconds that the critical path from sim_world_mark to now spent in each part; they sum to now - mark. */
-void sim_world_breakdown(const struct sim_world *world, uint64_t ns_out[NKV_SIM_PART_COUNT]);
+/* The critical path from sim_world_mark to now: nanoseconds in each part, all of it and what lies in some spans of
+ * time. */
+struct sim_span {
+    uint64_t begin_ns, end_ns;
+};
+struct sim_path {
+    const struct sim_span *spans;
+    uint32_t n_spans;
+    uint64_t *all_ns, *span_ns; /* [NKV_SIM_PART_COUNT]; all_ns sums to now - mark */
+};
+void sim_world_path(const struct sim_world *world, const struct sim_path *path);
 
 /* Seconds to whole nanoseconds, rounded up. */
 uint64_t sim_ns(double seconds);

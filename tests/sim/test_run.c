@@ -111,6 +111,55 @@ static void parts_sum_to_the_whole(void **state)
     nkv_sim_machine_close(machine);
 }
 
+/* Where recalled pages need the link for longer than anything else takes, that is the step, however few are measured.
+ */
+static void no_step_is_shorter_than_its_busiest_link(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+    struct nkv_sim_config config = rig_config(machine, NKV_MODE_PNG);
+    double steps[2];
+
+    (void)state;
+    machine->values.link.recall_bandwidth = 2e9;
+    config.locality.drift = 1; /* pages change all the time */
+    config.steady = 0.75;
+    snprintf(config.budget, sizeof config.budget, "context/4");
+    for (uint32_t i = 0; i < 2; i++) {
+        struct nkv_sim_report r;
+        double link_ms;
+
+        config.n_steps = i ? 16 : 2;
+        r = rig_run(&config);
+        link_ms = 1e3 * r.recall_bytes_per_token * r.batch / machine->values.link.recall_bandwidth;
+        assert_true(r.step_ms >= link_ms * (1 - 1e-6));
+        assert_true(r.breakdown_ms[NKV_SIM_RECALL] > 0);
+        for (uint32_t part = 0; part < NKV_SIM_PART_COUNT; part++)
+            assert_true(r.breakdown_ms[part] >= 0);
+        steps[i] = r.step_ms;
+    }
+    rig_near(steps[0], steps[1], 0.1);
+    nkv_sim_machine_close(machine);
+}
+
+/* A kernel for a whole batch has one floor, and the engine is busy through it. */
+static void a_floor_counts_once(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+    struct nkv_sim_config config = rig_config(machine, NKV_MODE_PNM);
+    struct nkv_sim_report r;
+
+    (void)state;
+    machine->values.gpu.attention_floor = 1e-3;
+    config.n_pnm = 0;
+    config.context_tokens = 4096;
+    config.batch = 5;
+    r = rig_run(&config);
+    rig_near(r.busy_ms[NKV_SIM_ATTEND_GPU], 32, 1e-6);
+    rig_near(r.busy_ms[NKV_SIM_SCORE], 32, 1e-6);
+    rig_near(r.gpu_utilisation * r.step_ms, r.step_ms - 1e3 * machine->values.gpu.step_overhead, 1e-6);
+    nkv_sim_machine_close(machine);
+}
+
 /* ---- Monotony: random machines, one rate or time after the other improved, on a fixed plan. ---- */
 
 static const struct {
@@ -294,6 +343,12 @@ static void what_cannot_be_is_refused(void **state)
     assert_int_equal(nkv_sim_run(&config, &r), NKV_EINVAL);
     strcpy(config.budget, "context/");
     assert_int_equal(nkv_sim_run(&config, &r), NKV_EINVAL);
+    strcpy(config.budget, "context/0");
+    assert_int_equal(nkv_sim_run(&config, &r), NKV_EINVAL);
+    strcpy(config.budget, "0x100");
+    assert_int_equal(nkv_sim_run(&config, &r), NKV_EINVAL);
+    strcpy(config.budget, "context^1000");
+    assert_int_equal(nkv_sim_run(&config, &r), NKV_EINVAL);
     strcpy(config.budget, "context/4");
     config.context_tokens = 8u << 20;
     assert_int_equal(nkv_sim_run(&config, &r), NKV_ENOSPC);
@@ -337,6 +392,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(charges_are_those_of_the_plan),
         cmocka_unit_test(parts_sum_to_the_whole),
+        cmocka_unit_test(no_step_is_shorter_than_its_busiest_link),
+        cmocka_unit_test(a_floor_counts_once),
         cmocka_unit_test(faster_is_never_slower),
         cmocka_unit_test(infinite_rates_leave_fixed_costs),
         cmocka_unit_test(more_devices_admit_no_less),
