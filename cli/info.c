@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nearkv info: the machine, the kernels chosen, a model's facts, and what a context would take in each cache type,
- * before anything is allocated. The topology is read from /sys: what is not there (containers) is left out.
+ * before anything is allocated. Of the memory (nodes, DAX and CXL devices) what cannot be read (containers) is left
+ * out.
  */
 #include <jansson.h>
 #include <stdio.h>
@@ -13,17 +14,10 @@
 #include "session.h"
 #include "text.h"
 
-#define MAX_NODES        64u
 #define BANDWIDTH_BYTES  ((uint64_t)1 << 30)
 #define BANDWIDTH_ROUNDS 5u
 
 enum { OPTION_CTX = SESSION_END, OPTION_BANDWIDTH, OPTION_JSON, OPTION_HELP };
-
-struct node {
-    uint32_t id;
-    char cpus[128]; /* "0-15"; empty: memory without CPUs */
-    uint64_t bytes;
-};
 
 struct info {
     struct session_options options;
@@ -32,8 +26,7 @@ struct info {
     bool wants_bandwidth, json;
 
     char cpu_name[96];
-    struct node nodes[MAX_NODES];
-    uint32_t n_nodes;
+    struct nkv_memory_list *memory;
     double gb_per_s;
     uint64_t work_bytes;
     struct nkv_kv_estimate kv[NKV_DTYPE_COUNT];
@@ -116,37 +109,11 @@ static void read_line(const char *path, const char *key, char *line_out, size_t 
     fclose(file);
 }
 
-static uint64_t node_bytes(uint32_t id)
-{
-    char path[96], key[48], value[64];
-
-    snprintf(path, sizeof path, "/sys/devices/system/node/node%u/meminfo", id);
-    snprintf(key, sizeof key, "Node %u MemTotal:", id);
-    read_line(path, key, value, sizeof value);
-    return strtoull(value, NULL, 10) * 1024;
-}
-
-static void read_nodes(struct info *info)
-{
-    for (uint32_t id = 0; id < 1024 && info->n_nodes < MAX_NODES; id++) {
-        struct node *node = &info->nodes[info->n_nodes];
-        char path[96];
-        uint64_t bytes = node_bytes(id);
-
-        if (bytes == 0)
-            continue;
-        node->id = id;
-        node->bytes = bytes;
-        snprintf(path, sizeof path, "/sys/devices/system/node/node%u/cpulist", id);
-        read_line(path, "", node->cpus, sizeof node->cpus);
-        info->n_nodes++;
-    }
-}
-
 static int look(struct info *info)
 {
     read_line("/proc/cpuinfo", "model name", info->cpu_name, sizeof info->cpu_name);
-    read_nodes(info);
+    if (nkv_memory_list_open(&info->memory) < 0)
+        return cli_fail("%s", nkv_last_error());
     if (info->wants_bandwidth &&
         nkv_read_bandwidth(BANDWIDTH_BYTES, info->options.n_threads, BANDWIDTH_ROUNDS, &info->gb_per_s) < 0)
         return cli_fail("%s", nkv_last_error());
@@ -179,13 +146,46 @@ static uint64_t total_bytes(const struct info *info, int t)
 
 /* ---- Reports ----------------------------------------------------------------------------------------------------- */
 
+static void print_place(const struct nkv_memory *memory)
+{
+    printf("%-9s %s", memory->name, memory->bytes ? cli_bytes(memory->bytes) : "size not known");
+    if (memory->kind <= NKV_MEMORY_CPULESS_NODE)
+        printf(", %s%s", *memory->cpus ? "CPUs " : "no CPUs", memory->cpus);
+    else if (memory->node >= 0)
+        printf(", %s node %d", memory->kind == NKV_MEMORY_CXL ? "attached to" : "memory of", memory->node);
+    if (memory->distance)
+        printf(", distance %u", memory->distance);
+    if (memory->bandwidth_mb_s)
+        printf(", reads %.1f GB/s", memory->bandwidth_mb_s / 1e3);
+    if (memory->latency_ns)
+        printf(", latency %u ns", memory->latency_ns);
+    if (*memory->argument)
+        printf(", --memory %s\n", memory->argument);
+    else if (memory->kind == NKV_MEMORY_CXL)
+        printf(", of use as a DAX device or node (cxl create-region, then daxctl or ndctl)\n");
+    else
+        printf(", nothing free\n");
+}
+
+static void print_memory(const struct nkv_memory_list *list)
+{
+    bool is_plain = true;
+
+    for (uint32_t i = 0; i < list->n; i++) {
+        print_place(&list->memories[i]);
+        is_plain = is_plain && list->memories[i].kind == NKV_MEMORY_NODE;
+    }
+    if (is_plain)
+        printf("cxl       no CXL devices, DAX devices or memory-only nodes here\n");
+    if (list->best)
+        printf("use       --memory %s\n", list->best->argument);
+}
+
 static void print_machine(const struct info *info)
 {
     printf("machine   %s, %u CPUs, %s of memory available\n", *info->cpu_name ? info->cpu_name : "unknown CPU",
            cli_cpus(), cli_bytes(cli_available_bytes()));
-    for (uint32_t i = 0; i < info->n_nodes; i++)
-        printf("node %-4u %s, %s%s\n", info->nodes[i].id, cli_bytes(info->nodes[i].bytes),
-               *info->nodes[i].cpus ? "CPUs " : "no CPUs", info->nodes[i].cpus);
+    print_memory(info->memory);
     printf("kernels   %s\n", nkv_kernels_name());
     if (info->wants_bandwidth)
         printf("memory    reads %.1f GB/s with %u threads\n", info->gb_per_s, info->options.n_threads);
@@ -218,13 +218,42 @@ static json_t *machine_json(const struct info *info)
 {
     json_t *nodes = json_array(), *root;
 
-    for (uint32_t i = 0; i < info->n_nodes; i++)
-        json_array_append_new(nodes, json_pack("{s:i, s:s, s:I}", "node", (int)info->nodes[i].id, "cpus",
-                                               info->nodes[i].cpus, "bytes", (json_int_t)info->nodes[i].bytes));
+    for (uint32_t i = 0; i < info->memory->n; i++) {
+        const struct nkv_memory *memory = &info->memory->memories[i];
+
+        if (memory->kind <= NKV_MEMORY_CPULESS_NODE && memory->bytes)
+            json_array_append_new(nodes, json_pack("{s:i, s:s, s:I}", "node", (int)memory->node, "cpus", memory->cpus,
+                                                   "bytes", (json_int_t)memory->bytes));
+    }
     root = json_pack("{s:s, s:i, s:I, s:o}", "cpu", info->cpu_name, "cpus", (int)cli_cpus(), "available_bytes",
                      (json_int_t)cli_available_bytes(), "nodes", nodes);
     if (info->wants_bandwidth)
         json_object_set_new(root, "read_bandwidth_gb_s", json_real(info->gb_per_s));
+    return root;
+}
+
+static json_t *known_json(uint64_t value)
+{
+    return value ? json_integer((json_int_t)value) : json_null();
+}
+
+/* What is not known is null. */
+static json_t *memory_json(const struct nkv_memory_list *list)
+{
+    json_t *root = json_array();
+
+    for (uint32_t i = 0; i < list->n; i++) {
+        const struct nkv_memory *memory = &list->memories[i];
+
+        json_array_append_new(
+            root,
+            json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s?, s:b}", "kind", nkv_memory_kind_name(memory->kind),
+                      "name", memory->name, "path", memory->path, "bytes", known_json(memory->bytes), "node",
+                      memory->node < 0 ? json_null() : json_integer(memory->node), "distance",
+                      known_json(memory->distance), "bandwidth_mb_s", known_json(memory->bandwidth_mb_s), "latency_ns",
+                      known_json(memory->latency_ns), "memory", *memory->argument ? memory->argument : NULL, "best",
+                      (int)(memory == list->best)));
+    }
     return root;
 }
 
@@ -254,11 +283,12 @@ static json_t *estimates_json(const struct info *info)
 
 static int print_json(const struct info *info)
 {
-    json_t *root = json_pack("{s:s, s:s, s:o, s:s, s:o, s:I, s:i, s:s, s:I, s:o}", "schema", "nearkv.info/1", "version",
-                             nkv_version(), "machine", machine_json(info), "kernels", nkv_kernels_name(), "model",
-                             model_json(&info->session.info), "ctx_tokens", (json_int_t)info->ctx_tokens, "page_tokens",
-                             (int)info->options.page_tokens, "mode", nkv_mode_name(info->options.seq.mode),
-                             "work_bytes", (json_int_t)info->work_bytes, "estimate", estimates_json(info));
+    json_t *root =
+        json_pack("{s:s, s:s, s:o, s:s, s:o, s:I, s:i, s:s, s:I, s:o, s:o}", "schema", "nearkv.info/1", "version",
+                  nkv_version(), "machine", machine_json(info), "kernels", nkv_kernels_name(), "model",
+                  model_json(&info->session.info), "ctx_tokens", (json_int_t)info->ctx_tokens, "page_tokens",
+                  (int)info->options.page_tokens, "mode", nkv_mode_name(info->options.seq.mode), "work_bytes",
+                  (json_int_t)info->work_bytes, "estimate", estimates_json(info), "memory", memory_json(info->memory));
 
     return text_print_json(root);
 }
@@ -281,6 +311,7 @@ int info_main(int argc, char **argv)
             rc = print_json(info);
         else if (rc == CLI_OK)
             print_report(info);
+        nkv_memory_list_close(info->memory);
         session_close(&info->session);
     }
     free(info);

@@ -244,6 +244,53 @@ NKV_API int nkv_compute_estimate(const struct nkv_kv_shape *shape, const struct 
 /* Sequential read bandwidth of n_threads threads over bytes of memory in GB/s (1e9), best of `rounds`. blocks. */
 NKV_API int nkv_read_bandwidth(uint64_t bytes, uint32_t n_threads, uint32_t rounds, double *gb_per_s_out);
 
+/* ---- Memory
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
+
+enum nkv_memory_kind {
+    NKV_MEMORY_NODE,         /* a NUMA node with CPUs */
+    NKV_MEMORY_CPULESS_NODE, /* a NUMA node of memory only, as a CXL memory expander makes one */
+    NKV_MEMORY_DAX,          /* a DAX device */
+    NKV_MEMORY_CXL,          /* a CXL memory device; of use once it is a DAX device or a node */
+    NKV_MEMORY_KIND_COUNT
+};
+
+struct nkv_memory {
+    enum nkv_memory_kind kind;
+    char name[32];  /* node0, dax0.0, mem0 */
+    char path[96];  /* /sys/devices/system/node/node0, /dev/dax0.0, /dev/cxl/mem0 */
+    char cpus[128]; /* of a node: "0-15"; may be cut off */
+    uint64_t bytes; /* 0: not known */
+    /* The node; of a DAX device the one that its memory is or would be; of a CXL device the one that it is attached to.
+     * -1: not known. */
+    int32_t node;
+    uint32_t distance;       /* from the nearest CPUs, 10: their own node; 0: not known */
+    uint32_t bandwidth_mb_s; /* reads by the nearest CPUs, as the firmware (HMAT) says; 0: not known */
+    uint32_t latency_ns;
+    char argument[112]; /* what to give to --memory: anon:SIZE, numa:N:SIZE, dax:PATH; "": nothing */
+};
+
+struct nkv_memory_list {
+    struct nkv_memory *memories; /* nodes, DAX devices, CXL devices */
+    uint32_t n;
+    const struct nkv_memory *best; /* the one to use for KV pages; NULL: none has an argument */
+};
+
+/*
+ * What memory there is for a device. What cannot be read is left out or "not known". The caller closes the list.
+ * returns: 0; NKV_ENOMEM.
+ */
+NKV_API int nkv_memory_list_open(struct nkv_memory_list **list_out);
+/* NULL is allowed. */
+NKV_API void nkv_memory_list_close(struct nkv_memory_list *list);
+/* "node", "memory-only node", "dax", "cxl". */
+NKV_API const char *nkv_memory_kind_name(enum nkv_memory_kind kind);
+
+/* ---- Kernels
+ * --------------------------------------------------------------------------------------------------------------------
+ */
+
 /* The kernel table in use ("avx512"), and how to choose another ("ref", "avx2", "avx512", "auto"). */
 NKV_API const char *nkv_kernels_name(void);
 NKV_API int nkv_kernels_choose(const char *name);

@@ -7,6 +7,7 @@ trap 'rm -rf "$tmp"' EXIT
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" <<'PY'
 import concurrent.futures
 import os
+import subprocess
 import sys
 
 from check import NEARKV, fields, haystack, run
@@ -15,10 +16,26 @@ tmp = sys.argv[1]
 got, _ = run('info', '--ctx', 65536, '--mode', 'pnm', '--json')
 ESTIMATE = {'page_bytes': int, 'kv_bytes': int, 'digest_bytes': int, 'compute_bytes': int, 'total_bytes': int}
 fields(got, {'schema': str, 'version': str, 'machine': dict, 'kernels': str, 'model': dict, 'ctx_tokens': int, 'page_tokens': int, 'mode': str,
-             'work_bytes': int, 'estimate': {'f32': ESTIMATE, 'f16': ESTIMATE, 'bf16': ESTIMATE, 'q8_0': ESTIMATE}})
+             'work_bytes': int, 'memory': list, 'estimate': {'f32': ESTIMATE, 'f16': ESTIMATE, 'bf16': ESTIMATE, 'q8_0': ESTIMATE}})
 assert got['schema'] == 'nearkv.info/1' and got['model']['name'] == 'needle' and got['machine']['cpus'] >= 1
 assert got['estimate']['f16']['kv_bytes'] == 65536 * 3 * 2 * 2 * 128 * 2
 assert got['estimate']['f32']['kv_bytes'] == 2 * got['estimate']['f16']['kv_bytes']
+
+# Every place with every field; the nodes are those of `machine`; what the text names is what JSON marks as best.
+assert got['memory'], 'no memory listed'
+for place in got['memory']:
+    assert set(place) == {'kind', 'name', 'path', 'bytes', 'node', 'distance', 'bandwidth_mb_s', 'latency_ns', 'memory', 'best'}, place
+    assert place['kind'] in ('node', 'memory-only node', 'dax', 'cxl') and place['path'].startswith(('/sys/', '/dev/')), place
+    assert all(place[key] is None or place[key] > 0 for key in ('bytes', 'distance', 'bandwidth_mb_s', 'latency_ns')), place
+nodes = {place['node']: place['bytes'] for place in got['memory'] if place['kind'].endswith('node')}
+assert nodes == {node['node']: node['bytes'] for node in got['machine']['nodes']}, got
+assert sum(place['best'] for place in got['memory']) == 1, got['memory']
+text = subprocess.run([NEARKV, 'info'], capture_output=True, text=True, check=True)
+assert not [line for line in text.stderr.splitlines() if not line.startswith('[hwloc/')], text.stderr  # libcxl and libdaxctl keep quiet
+best = next(place['memory'] for place in got['memory'] if place['best'])
+assert f"use       --memory {best.split(':')[0]}:" in text.stdout, text.stdout
+plain = all(place['kind'] == 'node' for place in got['memory'])
+assert plain == ('no CXL devices' in text.stdout), text.stdout
 
 with open(os.path.join(os.environ['NKV_BUILD_DIR'], 'CMakeCache.txt')) as cache:
     sanitized = any(line.startswith('NKV_SANITIZE:') and not line.endswith('=\n') for line in cache)
