@@ -100,7 +100,7 @@ int nkv_cpu_check_fields(const struct nkv_cmd *cmd)
 
 int nkv_cpu_check_seq(const struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq **seq_out)
 {
-    struct nkv_kv_seq *seq = nkv_store_find(cpu->store, cmd->seq);
+    struct nkv_kv_seq *seq = nkv_store_find(cpu->store, nkv_seq_key(cpu->owner, cmd->seq));
 
     if (!seq)
         FAIL(NKV_ENOENT, "%s: no sequence %u on this device", nkv_op_name(cmd->op), cmd->seq);
