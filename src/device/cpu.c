@@ -35,7 +35,7 @@ static void *leader_main(void *arg)
     struct cpu_device *cpu = arg;
     struct nkv_cmd cmd;
 
-    nkv_cpu_bind_thread(cpu->core.binding, 0, cpu->core.n_threads);
+    nkv_cpu_bind_thread(cpu->core.binding, 0, cpu->core.n_threads, NULL);
     while (nkv_cpu_queue_next(cpu->queue, &cmd)) {
         struct nkv_cqe cqe = nkv_cpu_run(&cpu->core, 0, cpu->window.base, cpu->window_bytes, &cmd);
 

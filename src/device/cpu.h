@@ -11,6 +11,7 @@
 #include <nearkv/nearkv.h>
 #include <stdatomic.h>
 
+#include "base/affinity.h"
 #include "base/mem.h"
 #include "base/team.h"
 #include "kernels/kernels.h"
@@ -150,9 +151,11 @@ int nkv_cpu_binding_open(int node, struct nkv_cpu_binding **binding_out, uint32_
 void nkv_cpu_binding_close(struct nkv_cpu_binding *binding);
 /*
  * Hints: where the system refuses, everything works, slower. Binds the calling thread, rank of n_threads; without a
- * binding (NULL) to a CPU of its own if there is one for each of n_threads, else not at all.
+ * binding (NULL) to a CPU of its own if there is one for each of n_threads, else not at all. before_out (may be NULL):
+ * what undoes the latter.
  */
-void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding, uint32_t rank, uint32_t n_threads);
+void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding, uint32_t rank, uint32_t n_threads,
+                         struct nkv_affinity *before_out);
 /* NULL is allowed. */
 void nkv_cpu_bind_memory(const struct nkv_cpu_binding *binding, void *base, size_t bytes);
 /* Bytes that this process could still use: free memory of the system and of its cgroups. */

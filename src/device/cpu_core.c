@@ -105,7 +105,7 @@ static void bind_worker(void *arg, uint32_t rank)
 {
     const struct nkv_cpu *cpu = arg;
 
-    nkv_cpu_bind_thread(cpu->binding, rank, cpu->n_threads);
+    nkv_cpu_bind_thread(cpu->binding, rank, cpu->n_threads, NULL);
 }
 
 int nkv_cpu_core_open(struct nkv_cpu *cpu, const struct nkv_cpu_config *config)

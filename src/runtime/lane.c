@@ -209,8 +209,8 @@ void port_abandon(struct nkv_context *context, struct port *port)
                 continue;
             planned->completed = true;
             work->in_flight[planned->role]--;
-            work_fail(lane, planned->work, p, port->status, "device %u (%s) is out of order: %s", port->index,
-                      port->caps.name, nkv_status_name(port->status));
+            work_fail(lane, planned->work, p, port->status, "device %u (%s) is out of order: %s: %s", port->index,
+                      port->caps.name, nkv_status_name(port->status), port->reason);
         }
     }
 }

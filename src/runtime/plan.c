@@ -50,8 +50,8 @@ void plan_submit(struct nkv_ticket *lane, int32_t index)
     if (port->n_staged == STAGED_COMMANDS)
         port_flush(context, port);
     if (port->status < 0) {
-        work_fail(lane, planned->work, (uint32_t)index, port->status, "device %u (%s) is out of order: %s", port->index,
-                  port->caps.name, nkv_status_name(port->status));
+        work_fail(lane, planned->work, (uint32_t)index, port->status, "device %u (%s) is out of order: %s: %s",
+                  port->index, port->caps.name, nkv_status_name(port->status), port->reason);
         return;
     }
     if (work->status < 0) { /* maybe just now: making room in the queue reaps completions */

@@ -9,6 +9,7 @@
  */
 #include "runtime/runtime.h"
 
+#include <stdio.h>
 #include <string.h>
 
 const char *op_name(uint8_t op)
@@ -52,6 +53,7 @@ int port_map(struct port *port, uint64_t lane_bytes)
 static void port_fail(struct nkv_context *context, struct port *port, int status)
 {
     port->status = status;
+    snprintf(port->reason, sizeof port->reason, "%s", nkv_last_error());
     port->n_in_flight = 0;
     port->n_staged = 0;
     port->control_done = true;
@@ -138,8 +140,8 @@ int port_control(struct nkv_context *context, struct port *port, const struct nk
     while (!port->control_done && port->status >= 0)
         port_reap(context, port, 1);
     if (port->status < 0)
-        FAIL(port->status, "device %u (%s) is out of order: %s", port->index, port->caps.name,
-             nkv_status_name(port->status));
+        FAIL(port->status, "device %u (%s) is out of order: %s: %s", port->index, port->caps.name,
+             nkv_status_name(port->status), port->reason);
     if (port->control_res < 0) {
         char reason[200];
 

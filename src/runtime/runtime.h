@@ -41,7 +41,8 @@ struct port {
     uint64_t window_bytes, lane_bytes;
     uint64_t n_queued; /* commands ever staged: a command's number in this queue */
     uint32_t n_in_flight, n_staged;
-    int status; /* < 0: the queue itself failed; nothing is submitted any more */
+    int status;       /* < 0: the queue itself failed; nothing is submitted any more */
+    char reason[256]; /* what the device said then */
     bool control_done;
     int control_res;
     struct nkv_cmd staged[STAGED_COMMANDS];
