@@ -167,14 +167,16 @@ int nkv_wire_receive(int fd, void *message, size_t room, int *fd_out)
     } control;
     struct iovec part = {.iov_base = message, .iov_len = room};
     struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
+    uint32_t n_resets = 0;
     ssize_t n;
 
     /* Without room for them the system closes descriptors that a message brings. */
     header.msg_control = fd_out ? control.bytes : NULL;
     header.msg_controllen = fd_out ? sizeof control.bytes : 0;
+    /* A reset is told once, before messages that came earlier. */
     do
         n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_TRUNC | MSG_CMSG_CLOEXEC);
-    while (n < 0 && errno == EINTR);
+    while (n < 0 && (errno == EINTR || (errno == ECONNRESET && n_resets++ == 0)));
     if (n < 0 && errno == EAGAIN)
         FAIL(NKV_ENOSPC, "no message");
     if (n < 0)
@@ -235,9 +237,9 @@ int nkv_wire_ask(int fd, const struct nkv_wire_request *request, void *result_ou
 {
     int passed = -1, n, status = nkv_wire_send(fd, request, sizeof *request, -1);
 
-    if (status < 0)
-        FAIL(NKV_EDEVICE, "its process ended");
-    do {
+    if (status == NKV_ENOSPC)
+        FAIL(NKV_EDEVICE, "it does not read what it is sent");
+    do { /* if it is gone, it may have said why */
         n = await_message(fd, ANSWER_MS, result_out, bytes, fd_out ? &passed : NULL);
         TRY(n);
         status = classify(result_out, (size_t)n, bytes, request->head.kind);
