@@ -132,6 +132,7 @@ static int poll_sockets(struct nkv_serve *serve, int timeout_ms)
     if (n_events > 0)
         handle(serve, waits, n_clients);
     serve->polled_ns = nkv_now_ns();
+    (void)nkv_serve_metrics_expire(serve, serve->polled_ns);
     nkv_serve_sweep(serve);
     return 0;
 }
@@ -208,7 +209,7 @@ static void begin_stop(struct nkv_serve *serve)
     }
 }
 
-int nkv_serve_run(struct nkv_serve *serve)
+static int serve_until_stopped(struct nkv_serve *serve)
 {
     for (;;) {
         bool worked;
@@ -224,6 +225,14 @@ int nkv_serve_run(struct nkv_serve *serve)
         else if (nkv_now_ns() - serve->polled_ns > POLL_NS)
             TRY(poll_sockets(serve, 0));
     }
+}
+
+int nkv_serve_run(struct nkv_serve *serve)
+{
+    int status = serve_until_stopped(serve);
+
+    nkv_affinity_restore(&serve->affinity); /* the thread was bound when the first client came */
+    return status;
 }
 
 void nkv_serve_stop(struct nkv_serve *serve)

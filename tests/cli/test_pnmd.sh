@@ -83,7 +83,11 @@ done = stat(path1)
 assert done['name'] == 'pnm1' and done['clients'] == [] and done['used_bytes'] == 0 and done['commands'] > 1000 and done['busy_s'] > 0
 assert done['pages']['free'] == done['pages']['total'] > 0 and done['capacity_bytes'] == 256 << 20
 
-# What a client at work looks like; another shape is refused; a trace can be taken.
+run('run', '-p', 'The key is 5. The key is ', '--device', devices[0], '--trace', f'{tmp}/trace', '--json')
+with open(f'{tmp}/trace') as file:
+    assert '"backend":"unix"' in file.readline()
+
+# What a client at work looks like; another shape is refused.
 haystack(f'{tmp}/long', 60000)
 long = [NEARKV, 'run', '-f', f'{tmp}/long', '--prefill', 'dense', '--page', '64']
 busy = subprocess.Popen([*long, '--device', devices[0]], stderr=subprocess.PIPE, text=True)

@@ -312,6 +312,29 @@ static void submit_slow(struct rig *rig, uint32_t n)
         assert_int_equal(rig->device->ops->submit(rig->device, &attend, 1), 0);
 }
 
+/* A client with a long queue does not keep another waiting, not even one that has yet to come. */
+static void clients_take_turns(void **state)
+{
+    static struct nkv_cqe cqes[60];
+    struct server server;
+    struct rig busy, other;
+    int n;
+
+    (void)state;
+    server_open(&server, false, (uint64_t)64 << 20);
+    attach(&busy, &server, &large);
+    submit_slow(&busy, 60);
+    attach(&other, &server, &large);
+    assert_int_equal(rig_do(&other, (struct nkv_cmd){.op = NKV_OP_COMPUTE}), 0);
+    n = busy.device->ops->reap(busy.device, cqes, 60, 0);
+    assert_in_range(n, 0, 59);
+    assert_true(server_stat(&server).queue_depth > 0);
+    assert_int_equal(busy.device->ops->reap(busy.device, cqes, 60, 60 - (uint32_t)n), 60 - n);
+    rig_close(&busy);
+    rig_close(&other);
+    server_close(&server);
+}
+
 static void *kill_soon(void *arg)
 {
     nanosleep(&(struct timespec){.tv_nsec = 30000000}, NULL);
@@ -508,6 +531,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_shape_is_that_of_the_first_client),
         cmocka_unit_test(another_version_is_refused_by_name),
         cmocka_unit_test(stale_sockets_are_replaced_live_ones_are_not),
+        cmocka_unit_test(clients_take_turns),
         cmocka_unit_test(a_killed_device_fails_what_is_in_flight_at_once),
         cmocka_unit_test(a_stopped_device_finishes_what_is_queued),
         cmocka_unit_test(pages_of_a_killed_client_come_back),
