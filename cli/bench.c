@@ -14,12 +14,13 @@ static const struct {
 } benches[] = {
     {"attend", bench_attend_main, "one layer's decode attention against the memory floor"},
     {"decode", bench_decode_main, "token time of a model shape over filled caches"},
+    {"device", bench_device_main, "round trip of an empty command"},
     {"prefill", bench_prefill_main, "prefill of a model shape against the FC library's rate"},
 };
 
 static void print_usage(FILE *file)
 {
-    fputs("usage: nearkv bench attend|decode|prefill [options]\n", file);
+    fputs("usage: nearkv bench attend|decode|prefill|device [options]\n", file);
     for (size_t i = 0; i < sizeof benches / sizeof *benches; i++)
         fprintf(file, "  %-8s %s\n", benches[i].name, benches[i].what);
     fputs("Each has --help and --json.\n", file);

@@ -16,6 +16,7 @@
 int bench_main(int argc, char **argv);
 int bench_attend_main(int argc, char **argv);
 int bench_decode_main(int argc, char **argv);
+int bench_device_main(int argc, char **argv);
 int bench_prefill_main(int argc, char **argv);
 
 /*

@@ -22,6 +22,7 @@ struct options {
     enum nkv_mode mode;
     enum nkv_granularity granularity;
     uint32_t ctx_tokens, n_pages, n_threads, n_steps;
+    const char *device;
     bool fresh_queries, json;
 };
 
@@ -53,9 +54,27 @@ static const char usage[] =
     "  --fresh-queries     a new random query each step (else one query: what it selects stays in the CPU's cache)\n"
     "  --steps N           timed steps (50)\n"
     "  --threads N         threads of the device (one per CPU)\n"
+    "  --device SPEC       the PNM device: cpu, unix:PATH (cpu)\n"
     "  --json              one JSON object on stdout\n";
 
-enum { HEADS = 256, KV_HEADS, DIM, CTX, KV, PAGE, PAGES, MODE, DIGEST, SELECT, FRESH, STEPS, THREADS, JSON, HELP };
+enum {
+    HEADS = 256,
+    KV_HEADS,
+    DIM,
+    CTX,
+    KV,
+    PAGE,
+    PAGES,
+    MODE,
+    DIGEST,
+    SELECT,
+    FRESH,
+    STEPS,
+    THREADS,
+    DEVICE,
+    JSON,
+    HELP
+};
 
 static const struct option long_options[] = {
     {"heads", required_argument, NULL, HEADS},
@@ -71,6 +90,7 @@ static const struct option long_options[] = {
     {"fresh-queries", no_argument, NULL, FRESH},
     {"steps", required_argument, NULL, STEPS},
     {"threads", required_argument, NULL, THREADS},
+    {"device", required_argument, NULL, DEVICE},
     {"json", no_argument, NULL, JSON},
     {"help", no_argument, NULL, HELP},
     {NULL, 0, NULL, 0},
@@ -110,6 +130,9 @@ static int read_flag(int flag, const char *arg, void *read_arg)
         break;
     case SELECT:
         status = nkv_granularity_parse(arg, &o->granularity);
+        break;
+    case DEVICE:
+        o->device = arg;
         break;
     case FRESH:
         o->fresh_queries = true;
@@ -157,16 +180,17 @@ static int open_devices(struct bench *b, const struct nkv_seq_options *seq_optio
         .n_devices = 1,
         .n_threads = b->opt.n_threads,
     };
-    uint64_t compute_bytes;
+    uint64_t compute_bytes, device_bytes;
 
     if (nkv_kv_estimate(&b->opt.shape, seq_options->max_tokens, &estimate) < 0 ||
         nkv_compute_estimate(&b->opt.shape, seq_options, &compute_bytes) < 0)
         return cli_fail("%s", nkv_last_error());
-    if (cli_check_memory("the synthetic cache", estimate.total_bytes + compute_bytes + BANDWIDTH_BYTES +
-                                                    estimate_program_bytes(&program)) != CLI_OK)
+    device_bytes = cli_is_remote(b->opt.device) ? 0 : estimate.total_bytes;
+    if (cli_check_memory("the synthetic cache",
+                         device_bytes + compute_bytes + BANDWIDTH_BYTES + estimate_program_bytes(&program)) != CLI_OK)
         return CLI_FAILED;
     config.capacity_bytes = estimate.total_bytes;
-    if (nkv_device_open("cpu", &config, &b->device) < 0)
+    if (nkv_device_open(b->opt.device, &config, &b->device) < 0)
         return cli_fail("%s", nkv_last_error());
     config.capacity_bytes = compute_bytes;
     if (compute_bytes > 0 && nkv_device_open("cpu", &config, &b->compute) < 0)
@@ -279,15 +303,16 @@ static int print_json(const struct bench *b, double min_ms, double median_ms, do
 {
     const struct nkv_kv_shape *shape = &b->opt.shape;
     json_t *object = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:s, s:s, s:b, s:s, s:I, s:I, s:{s:f, s:f}, s:f, s:I, s:f, s:f}",
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:{s:f, s:f}, s:f, s:I, s:f, "
+        "s:f}",
         "schema", "nearkv.bench.attend/1", "mode", nkv_mode_name(b->opt.mode), "ctx", (json_int_t)b->opt.ctx_tokens,
         "heads", (json_int_t)shape->n_heads, "kv_heads", (json_int_t)shape->n_kv_heads, "dim",
         (json_int_t)shape->head_dim, "kv", nkv_dtype_name(shape->dtype), "page_tokens", (json_int_t)shape->page_tokens,
         "pages", (json_int_t)b->opt.n_pages, "digest", nkv_digest_name(shape->digest), "select",
         nkv_granularity_name(b->opt.granularity), "fresh_queries", (int)b->opt.fresh_queries, "kernels",
-        nkv_kernels_name(), "threads", (json_int_t)b->opt.n_threads, "steps", (json_int_t)b->opt.n_steps, "ms", "min",
-        min_ms, "median", median_ms, "read_bandwidth_gb_s", gb_per_s, "floor_bytes", (json_int_t)floor_bytes(&b->opt),
-        "floor_ms", floor_ms, "ratio_to_floor", median_ms / floor_ms);
+        nkv_kernels_name(), "device", b->opt.device, "threads", (json_int_t)b->opt.n_threads, "steps",
+        (json_int_t)b->opt.n_steps, "ms", "min", min_ms, "median", median_ms, "read_bandwidth_gb_s", gb_per_s,
+        "floor_bytes", (json_int_t)floor_bytes(&b->opt), "floor_ms", floor_ms, "ratio_to_floor", median_ms / floor_ms);
 
     return text_print_json(object);
 }
@@ -299,6 +324,7 @@ int bench_attend_main(int argc, char **argv)
             .shape =
                 {.n_layers = 1, .n_heads = 32, .n_kv_heads = 8, .head_dim = 128, .page_tokens = 32, .dtype = NKV_F16},
             .granularity = NKV_SELECT_KV_HEAD,
+            .device = "cpu",
             .ctx_tokens = 131072,
             .n_pages = 64,
             .n_steps = 50,

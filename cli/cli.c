@@ -155,6 +155,11 @@ const char *cli_bytes(uint64_t bytes)
     return buffer;
 }
 
+bool cli_is_remote(const char *spec)
+{
+    return strncmp(spec, "unix:", 5) == 0 || strstr(spec, ":unix:");
+}
+
 uint32_t cli_cpus(void)
 {
     cpu_set_t set;

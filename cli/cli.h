@@ -27,6 +27,8 @@ int cli_check_memory(const char *what, uint64_t need_bytes);
 
 /* "3.2 GB" (powers of 1000) into a static buffer, one of four in turn. */
 const char *cli_bytes(uint64_t bytes);
+/* Whether a device spec names a device of another process: its pages are not this one's memory. */
+bool cli_is_remote(const char *spec);
 /* CPUs that this process may use. */
 uint32_t cli_cpus(void);
 

@@ -8,5 +8,7 @@ int eval_main(int argc, char **argv);
 int eval_needle_main(int argc, char **argv);
 int info_main(int argc, char **argv);
 int needle_main(int argc, char **argv);
+int pnm_main(int argc, char **argv);
+int pnmd_main(int argc, char **argv);
 
 #endif

@@ -101,6 +101,17 @@ int session_work_bytes(const struct session *session, uint32_t max_batch, uint64
     return CLI_OK;
 }
 
+/* Of the KV cache, what the devices of this process will hold at most. */
+static uint64_t local_bytes(const struct session *session, const struct session_need *need)
+{
+    uint64_t n_local = session->n_devices, bytes;
+
+    for (uint32_t i = 0; i < session->options.n_specs; i++)
+        n_local -= cli_is_remote(session->options.specs[i]);
+    bytes = n_local * need->device_bytes;
+    return bytes < need->total_bytes ? bytes : need->total_bytes;
+}
+
 static int check_memory(const struct session *session, const struct session_need *need)
 {
     uint64_t bytes;
@@ -109,7 +120,7 @@ static int check_memory(const struct session *session, const struct session_need
 
     if (rc != CLI_OK)
         return rc;
-    bytes += need->total_bytes + need->compute_bytes + session->info.weight_bytes;
+    bytes += local_bytes(session, need) + need->compute_bytes + session->info.weight_bytes;
     snprintf(what, sizeof what, "%s (weights %s) with a KV cache of %s", session->info.name,
              cli_bytes(session->info.weight_bytes), cli_bytes(need->total_bytes));
     return cli_check_memory(what, bytes);

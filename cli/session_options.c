@@ -18,7 +18,7 @@ const char session_help[] =
     "  --select layer|kv-head  one page set per layer or per KV head (layer)\n"
     "  --dense-layers N        the first N layers attend to everything (0)\n"
     "  --devices N             N CPU devices that share the threads (1)\n"
-    "  --device SPEC           one device, e.g. cpu:capacity=8G,threads=4; may repeat\n"
+    "  --device SPEC           one device, e.g. cpu:capacity=8G,threads=4 or unix:PATH (nearkv pnmd); may repeat\n"
     "  --resident TOKENS       copies per layer on the compute side (half the budget; recall: twice)\n"
     "  --kv f32|f16|bf16|q8_0  element type of the cache (f16)\n"
     "  --prefill dense|sparse|auto  auto: dense up to 4 times the prefill budget (auto)\n"

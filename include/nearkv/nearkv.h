@@ -49,9 +49,12 @@ struct nkv_device_config {
 
 /*
  * Opens a device. spec: "cpu" or "cpu:key=value,..." (threads, capacity with suffix K/M/G/T, node: NUMA node);
- * wrappers go before it: "record:FILE:cpu", "fault:op=attend,n=3:cpu" (the n-th such command fails; op=any).
- * Keys of the spec win over config. The caller closes it with nkv_device_close, after the context.
- * returns: 0; NKV_EINVAL naming the bad part; NKV_ENOMEM.
+ * or "unix:PATH": a device that another process holds (nearkv pnmd, nearkv/serve.h), whose capacity, threads and name
+ * are its own: of config it takes the shape only. Wrappers go before it: "record:FILE:cpu", "fault:op=attend,n=3:cpu"
+ * (the n-th such command fails; op=any). Keys of the spec win over config. The caller closes it with nkv_device_close,
+ * after the context.
+ * returns: 0; NKV_EINVAL naming the bad part; NKV_ENOMEM; "unix": NKV_ENOENT: nobody listens there; NKV_ESTATE: it
+ * holds another shape; NKV_ENOTSUP: another version; NKV_EDEVICE, NKV_EIO.
  */
 NKV_API int nkv_device_open(const char *spec, const struct nkv_device_config *config, struct nkv_device **device_out);
 NKV_API void nkv_device_close(struct nkv_device *device);

@@ -8,9 +8,12 @@
 
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stddef.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "base/clock.h"
 
 void nkv_futex_wait(_Atomic uint32_t *word, uint32_t value)
 {
@@ -20,4 +23,19 @@ void nkv_futex_wait(_Atomic uint32_t *word, uint32_t value)
 void nkv_futex_wake(_Atomic uint32_t *word)
 {
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+bool nkv_spin_below(_Atomic uint32_t *word, uint32_t base, uint32_t distance, uint64_t spin_ns)
+{
+    uint64_t deadline_ns = nkv_now_ns() + spin_ns;
+
+    for (uint32_t i = 0; atomic_load_explicit(word, memory_order_acquire) - base < distance; i++) {
+        if (i % 32 == 31) {
+            if (nkv_now_ns() > deadline_ns)
+                return true;
+            sched_yield();
+        }
+        nkv_spin_pause();
+    }
+    return false;
 }

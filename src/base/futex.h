@@ -5,12 +5,19 @@
 #define NKV_BASE_FUTEX_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Sleeps while *word == value; may return early. */
 void nkv_futex_wait(_Atomic uint32_t *word, uint32_t value);
 /* Wakes all that sleep on word. */
 void nkv_futex_wake(_Atomic uint32_t *word);
+
+/*
+ * Spins while *word - base < distance (modulo 2^32), for at most spin_ns, and yields now and then, as the one it waits
+ * for may want the same core. returns: whether it still is.
+ */
+bool nkv_spin_below(_Atomic uint32_t *word, uint32_t base, uint32_t distance, uint64_t spin_ns);
 
 /* What a spinning loop does between two looks. */
 static inline void nkv_spin_pause(void)

@@ -7,12 +7,17 @@
 #define _GNU_SOURCE
 #include "base/mem.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
+#define SIZE_SEALS      (F_SEAL_SHRINK | F_SEAL_GROW)
 
 static _Atomic uint64_t alloc_count;
 static _Atomic uint64_t fail_at;
@@ -80,6 +85,55 @@ int nkv_region_open(size_t bytes, struct nkv_region *region_out)
 int nkv_region_open_sparse(size_t bytes, struct nkv_region *region_out)
 {
     return region_open(bytes, MADV_NOHUGEPAGE, region_out);
+}
+
+/* No huge-page rounding: the file's size is what the other side sees. */
+static int map_file(int fd, size_t bytes, struct nkv_region *region_out)
+{
+    size_t rounded = nkv_round_up(bytes, 4096);
+    void *base = MAP_FAILED;
+
+    if (!must_fail())
+        base = mmap(NULL, rounded, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (base == MAP_FAILED)
+        FAIL(NKV_ENOMEM, "out of memory: cannot map %zu shared bytes", rounded);
+    if (rounded >= HUGE_PAGE_BYTES)
+        (void)madvise(base, rounded, MADV_HUGEPAGE);
+    *region_out = (struct nkv_region){base, rounded};
+    return 0;
+}
+
+int nkv_region_share(const char *name, size_t bytes, struct nkv_region *region_out, int *fd_out)
+{
+    int status = 0, fd;
+
+    if (bytes == 0 || bytes > SIZE_MAX / 2)
+        FAIL(NKV_EINVAL, "cannot share a region of %zu bytes", bytes);
+    fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        FAIL(NKV_EIO, "cannot create shared memory: %s", strerror(errno));
+    if (ftruncate(fd, (off_t)nkv_round_up(bytes, 4096)) || fcntl(fd, F_ADD_SEALS, SIZE_SEALS | F_SEAL_SEAL))
+        status = nkv_fail(NKV_ENOMEM, "cannot create %zu bytes of shared memory: %s", bytes, strerror(errno));
+    if (status == 0)
+        status = map_file(fd, bytes, region_out);
+    if (status < 0) {
+        close(fd);
+        return status;
+    }
+    *fd_out = fd;
+    return 0;
+}
+
+int nkv_region_attach(int fd, size_t bytes, struct nkv_region *region_out)
+{
+    struct stat file;
+    int seals = fcntl(fd, F_GET_SEALS);
+
+    if (fstat(fd, &file) || file.st_size < 0 || (size_t)file.st_size < bytes || bytes == 0)
+        FAIL(NKV_EFORMAT, "shared memory of fewer than %zu bytes", bytes);
+    if (seals < 0 || (seals & SIZE_SEALS) != SIZE_SEALS)
+        FAIL(NKV_EFORMAT, "shared memory whose size may still change");
+    return map_file(fd, bytes, region_out);
 }
 
 void nkv_region_close(struct nkv_region *region)

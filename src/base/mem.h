@@ -36,6 +36,13 @@ struct nkv_region {
 int nkv_region_open(size_t bytes, struct nkv_region *region_out);
 /* The same for memory of which little is ever touched: no huge pages. */
 int nkv_region_open_sparse(size_t bytes, struct nkv_region *region_out);
+/*
+ * Memory that two processes can map: a file without a name whose size is sealed, so that neither can take pages away
+ * under the other. The caller passes fd_out on and closes it; the region stays. attach: maps such a file of at least
+ * `bytes`; NKV_EFORMAT: it is smaller, or its size can still change.
+ */
+int nkv_region_share(const char *name, size_t bytes, struct nkv_region *region_out, int *fd_out);
+int nkv_region_attach(int fd, size_t bytes, struct nkv_region *region_out);
 void nkv_region_close(struct nkv_region *region);
 
 /*

@@ -9,6 +9,9 @@
 /* args: what follows "cpu:" in the spec, "" when nothing does. */
 int nkv_cpu_open(const char *args, const struct nkv_device_config *config, struct nkv_device **device_out);
 
+/* args: the path of the socket on which the device's process listens. */
+int nkv_process_open(const char *args, const struct nkv_device_config *config, struct nkv_device **device_out);
+
 /* args: the wrapper's own part of the spec. The wrapper owns inner once it is open; not when it fails to open. */
 int nkv_record_open(const char *args, const struct nkv_device_config *config, struct nkv_device *inner,
                     struct nkv_device **device_out);

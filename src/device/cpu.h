@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* device/cpu.h: the CPU device's insides, shared by its files. Everything here runs on the leader thread. */
+/*
+ * device/cpu.h: the insides of devices whose compute is this machine's CPUs: the core (a store, a team, and how a
+ * command runs), shared by the device in this process (cpu.c) and the one that serves others (serve.c). Everything here
+ * runs on one thread, the leader.
+ */
 #ifndef NKV_DEVICE_CPU_H
 #define NKV_DEVICE_CPU_H
 
 #include <nearkv/device.h>
 #include <nearkv/nearkv.h>
-#include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/affinity.h"
 #include "base/mem.h"
 #include "base/team.h"
-#include "device/cpu_queue.h"
 #include "kernels/kernels.h"
 #include "kv/store.h"
 
@@ -34,16 +37,14 @@ struct nkv_cpu_lists {
     uint64_t n_all; /* sum of n */
 };
 
-/* Published by the leader after each command, read by the client. */
+/* Published by the leader after each command, read by anyone. */
 struct nkv_cpu_stat {
     _Atomic uint64_t used_bytes, resident_bytes, busy_ns, n_commands;
     _Atomic uint32_t n_sequences, n_free_pages;
 };
 
 struct nkv_cpu {
-    struct nkv_device device; /* first */
     struct nkv_kv_shape shape;
-    char name[64];
     uint64_t capacity_bytes;
     uint32_t n_threads, group; /* query heads per KV head */
     float scale;
@@ -51,12 +52,13 @@ struct nkv_cpu {
     struct nkv_team *team;
     struct nkv_cpu_binding *binding; /* NULL: the system places threads and memory */
 
+    /* of the command that runs */
     char *window;
     uint64_t window_bytes;
-    struct nkv_region window_memory, list_memory; /* both sized by map */
+    uint32_t owner;
 
-    /* sized at open, committed on first touch */
-    struct nkv_region scratch;
+    /* sized at open (lists: by nkv_cpu_window_reserve), committed on first touch */
+    struct nkv_region list_memory, scratch;
     float *q_sums;                /* SELECT: [KVH][2][D]: q_pos, q_neg */
     float *scores;                /* SELECT: [KVH][max_pages] */
     uint32_t *ranked, *chosen;    /* SELECT: [KVH][max_pages] each */
@@ -66,10 +68,33 @@ struct nkv_cpu {
     uint32_t *unit_n;             /* [KVH] */
     uint32_t max_pages, max_rows; /* rows of a task */
 
-    struct nkv_cpu_queue *queue;
     struct nkv_cpu_stat stat;
-    pthread_t leader;
 };
+
+/* ---- cpu_core.c ---- */
+
+struct nkv_cpu_config {
+    struct nkv_kv_shape shape; /* checked */
+    uint64_t capacity_bytes;   /* 0: 80 % of what is free now */
+    uint32_t n_threads;        /* 0: one per CPU beside the memory */
+    int node;                  /* NUMA node, -1: any */
+};
+/*
+ * Opens store, scratch and team; no thread runs commands yet. State after a failure: nkv_cpu_core_close is right. The
+ * thread that will call nkv_cpu_run is rank 0 of the team; it binds itself (nkv_cpu_bind_thread). pre: *cpu is zero.
+ */
+int nkv_cpu_core_open(struct nkv_cpu *cpu, const struct nkv_cpu_config *config);
+void nkv_cpu_core_close(struct nkv_cpu *cpu);
+/*
+ * Runs a command of one client: its sequences are those of `owner`, its operands lie in `window`. After a failure
+ * nkv_last_error() has the message. pre: window_bytes were reserved. returns: the completion.
+ */
+struct nkv_cqe nkv_cpu_run(struct nkv_cpu *cpu, uint32_t owner, void *window, uint64_t window_bytes,
+                           const struct nkv_cmd *cmd);
+/* Tells the statistics that the store changed without a command. */
+void nkv_cpu_publish(struct nkv_cpu *cpu);
+/* Any thread may ask. */
+struct nkv_device_stat nkv_cpu_read_stat(const struct nkv_cpu *cpu);
 
 /* Tasks of one ATTEND that have a partial of their own. */
 #define NKV_CPU_PARTS 128u
@@ -83,8 +108,8 @@ struct nkv_cpu {
 /* ---- cpu_scratch.c ---- */
 int nkv_cpu_scratch_open(struct nkv_cpu *cpu);
 void nkv_cpu_scratch_close(struct nkv_cpu *cpu);
-/* The window and the scratch for lists, at least `bytes`. State after a failure: unchanged. */
-int nkv_cpu_window_map(struct nkv_cpu *cpu, uint64_t bytes);
+/* Makes the scratch for lists fit commands with a window of so many bytes. State after a failure: unchanged. */
+int nkv_cpu_window_reserve(struct nkv_cpu *cpu, uint64_t bytes);
 
 /* ---- cpu_check.c: operands of a command. Every failure leaves a message. ---- */
 
@@ -128,9 +153,11 @@ int nkv_cpu_binding_open(int node, struct nkv_cpu_binding **binding_out, uint32_
 void nkv_cpu_binding_close(struct nkv_cpu_binding *binding);
 /*
  * Hints: where the system refuses, everything works, slower. Binds the calling thread, rank of n_threads; without a
- * binding (NULL) to a CPU of its own if there is one for each of n_threads, else not at all.
+ * binding (NULL) to a CPU of its own if there is one for each of n_threads, else not at all. before_out (may be NULL):
+ * what undoes the latter.
  */
-void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding, uint32_t rank, uint32_t n_threads);
+void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding, uint32_t rank, uint32_t n_threads,
+                         struct nkv_affinity *before_out);
 /* NULL is allowed. */
 void nkv_cpu_bind_memory(const struct nkv_cpu_binding *binding, void *base, size_t bytes);
 /* Bytes that this process could still use: free memory of the system and of its cgroups. */

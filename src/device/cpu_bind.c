@@ -105,10 +105,13 @@ void nkv_cpu_binding_close(struct nkv_cpu_binding *binding)
     nkv_free(binding);
 }
 
-void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding, uint32_t rank, uint32_t n_threads)
+void nkv_cpu_bind_thread(const struct nkv_cpu_binding *binding, uint32_t rank, uint32_t n_threads,
+                         struct nkv_affinity *before_out)
 {
+    if (before_out)
+        *before_out = (struct nkv_affinity){0};
     if (!binding)
-        nkv_affinity_pin(rank, n_threads, NULL);
+        nkv_affinity_pin(rank, n_threads, before_out);
     else if (binding->cpus)
         (void)hwloc_set_cpubind(binding->topology, binding->cpus, HWLOC_CPUBIND_THREAD);
 }

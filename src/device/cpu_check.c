@@ -100,7 +100,7 @@ int nkv_cpu_check_fields(const struct nkv_cmd *cmd)
 
 int nkv_cpu_check_seq(const struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq **seq_out)
 {
-    struct nkv_kv_seq *seq = nkv_store_find(cpu->store, cmd->seq);
+    struct nkv_kv_seq *seq = nkv_store_find(cpu->store, nkv_seq_key(cpu->owner, cmd->seq));
 
     if (!seq)
         FAIL(NKV_ENOENT, "%s: no sequence %u on this device", nkv_op_name(cmd->op), cmd->seq);
@@ -154,9 +154,8 @@ int nkv_cpu_take_lists(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, uint32_t 
 
     TRY(nkv_cpu_check_operand(cpu, "lists", cmd->list_offset, nkv_cpu_times(stride, n_units), &operand));
     for (uint32_t unit = 0; unit < n_units; unit++) {
-        uint32_t n;
+        uint32_t n = *(const volatile uint32_t *)(const void *)(operand + unit * stride); /* read once */
 
-        memcpy(&n, operand + unit * stride, sizeof n);
         if (n > cap)
             FAIL(NKV_EINVAL, "%s: list %u has %u entries of at most %u", nkv_op_name(cmd->op), unit, n, cap);
         lists.ids[unit] = lists.free;

@@ -9,34 +9,15 @@
  * before it looks for sleepers (both sequentially consistent): one of them sees the other. So nobody pays for a wake-up
  * that nobody needs. The client is woken once, by the completion that makes up its minimum.
  */
-#define _GNU_SOURCE
 #include "device/cpu_queue.h"
 
-#include <sched.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/futex.h"
 
 #define LEADER_SPIN_NS 20000u
 #define CLIENT_SPIN_NS 4000u
 #define MASK           (NKV_CPU_QUEUE_ENTRIES - 1)
-
-/* Spins while *word - base < distance (modulo 2^32). returns: whether it still is. */
-static bool spin(_Atomic uint32_t *word, uint32_t base, uint32_t distance, uint64_t spin_ns)
-{
-    uint64_t deadline_ns = nkv_now_ns() + spin_ns;
-
-    for (uint32_t i = 0; atomic_load_explicit(word, memory_order_acquire) - base < distance; i++) {
-        if (i % 32 == 31) {
-            if (nkv_now_ns() > deadline_ns)
-                return true;
-            sched_yield();
-        }
-        nkv_spin_pause();
-    }
-    return false;
-}
 
 int nkv_cpu_queue_submit(struct nkv_cpu_queue *queue, const struct nkv_cmd *cmds, uint32_t n)
 {
@@ -63,7 +44,7 @@ static void wait_completions(struct nkv_cpu_queue *queue, uint32_t n)
 {
     uint32_t seen;
 
-    if (!spin(&queue->completed, queue->reaped, n, CLIENT_SPIN_NS))
+    if (!nkv_spin_below(&queue->completed, queue->reaped, n, CLIENT_SPIN_NS))
         return;
     atomic_store(&queue->wanted, queue->reaped + n);
     atomic_store(&queue->client_sleeps, 1);
@@ -100,7 +81,7 @@ void nkv_cpu_queue_stop(struct nkv_cpu_queue *queue)
 
 static void wait_doorbell(struct nkv_cpu_queue *queue, uint32_t seen)
 {
-    if (!spin(&queue->doorbell, seen, 1, LEADER_SPIN_NS))
+    if (!nkv_spin_below(&queue->doorbell, seen, 1, LEADER_SPIN_NS))
         return;
     atomic_store(&queue->leader_sleeps, 1);
     if (atomic_load(&queue->doorbell) == seen)

@@ -87,31 +87,22 @@ int nkv_cpu_scratch_open(struct nkv_cpu *cpu)
 
 void nkv_cpu_scratch_close(struct nkv_cpu *cpu)
 {
-    nkv_region_close(&cpu->window_memory);
     nkv_region_close(&cpu->list_memory);
     nkv_region_close(&cpu->scratch);
 }
 
-int nkv_cpu_window_map(struct nkv_cpu *cpu, uint64_t bytes)
+int nkv_cpu_window_reserve(struct nkv_cpu *cpu, uint64_t bytes)
 {
-    struct nkv_region window, lists;
-    int status;
+    struct nkv_region lists;
 
     if (bytes == 0 || bytes > MAX_WINDOW_BYTES)
         FAIL(NKV_EINVAL, "cannot map a window of %llu bytes: it must have from 1 to %llu", (unsigned long long)bytes,
              (unsigned long long)MAX_WINDOW_BYTES);
-    TRY(nkv_region_open(nkv_align64(bytes), &window));
+    if (4 * nkv_align64(bytes) <= cpu->list_memory.bytes)
+        return 0;
     /* A command's lists (once), a sorted copy (once) and Steady-Select's scratch (chosen pages and slots twice). */
-    status = nkv_region_open(4 * nkv_align64(bytes), &lists);
-    if (status < 0) {
-        nkv_region_close(&window);
-        return status;
-    }
-    nkv_region_close(&cpu->window_memory);
+    TRY(nkv_region_open(4 * nkv_align64(bytes), &lists));
     nkv_region_close(&cpu->list_memory);
-    cpu->window_memory = window;
     cpu->list_memory = lists;
-    cpu->window = window.base;
-    cpu->window_bytes = nkv_align64(bytes);
     return 0;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Device specs: "cpu:threads=2", "record:FILE:cpu", "fault:op=attend,n=3:record:FILE:cpu". A spec is wrappers, each
- * with one part of its own, then a backend with the rest. Built from the inside out, so that a wrapper sees an open
- * device. A registry that plug-ins write to was left out: this table is the only list, and it is data.
+ * Device specs: "cpu:threads=2", "unix:pnm0.sock", "record:FILE:cpu", "fault:op=attend,n=3:record:FILE:cpu". A spec is
+ * wrappers, each with one part of its own, then a backend with the rest. Built from the inside out, so that a wrapper
+ * sees an open device. A registry that plug-ins write to was left out: this table is the only list, and it is data.
  */
 #include <string.h>
 
@@ -17,6 +17,7 @@ static const struct backend {
     int (*open)(const char *args, const struct nkv_device_config *config, struct nkv_device **device_out);
 } backends[] = {
     {"cpu", nkv_cpu_open},
+    {"unix", nkv_process_open},
 };
 
 static const struct wrapper {
@@ -40,7 +41,7 @@ static int open_backend(const char *spec, const struct nkv_device_config *config
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
         if (is_name(spec, length, backends[i].name))
             return backends[i].open(spec[length] ? spec + length + 1 : "", config, device_out);
-    FAIL(NKV_EINVAL, "unknown device '%.*s': use cpu, or a wrapper before it (record, fault)",
+    FAIL(NKV_EINVAL, "unknown device '%.*s': use cpu, unix:PATH, or a wrapper before it (record, fault)",
          (int)(length < 64 ? length : 64), spec);
 }
 

@@ -60,9 +60,11 @@ static int seq_new(struct nkv_store *store, struct nkv_kv_seq head, uint32_t n_s
     return 0;
 }
 
-static int check_new(const struct nkv_store *store, uint32_t id, uint32_t max_tokens)
+static int check_new(const struct nkv_store *store, uint64_t key, uint32_t max_tokens)
 {
-    if (nkv_store_find(store, id))
+    uint32_t id = (uint32_t)key;
+
+    if (nkv_store_find(store, key))
         FAIL(NKV_EINVAL, "sequence %u is open already: close it or use another id", id);
     if (max_tokens == 0)
         FAIL(NKV_EINVAL, "sequence %u: 0 tokens asked for: ask for at least 1", id);
@@ -89,11 +91,11 @@ static void clear_slots(struct nkv_store *store, const struct nkv_kv_seq *seq)
         nkv_pool_mark(&store->slot_pool, seq->slots[i], true);
 }
 
-int nkv_store_seq_open(struct nkv_store *store, uint32_t id, uint32_t max_tokens, uint16_t flags)
+int nkv_store_seq_open(struct nkv_store *store, uint64_t key, uint32_t max_tokens, uint16_t flags)
 {
-    struct nkv_kv_seq head = {.id = id, .flags = flags, .max_tokens = max_tokens}, *seq;
+    struct nkv_kv_seq head = {.key = key, .id = (uint32_t)key, .flags = flags, .max_tokens = max_tokens}, *seq;
 
-    TRY(check_new(store, id, max_tokens));
+    TRY(check_new(store, key, max_tokens));
     TRY(check_flags(store, max_tokens, flags));
     TRY(seq_new(store, head, 0, &seq));
     if (flags & NKV_SLOTS)
@@ -102,28 +104,47 @@ int nkv_store_seq_open(struct nkv_store *store, uint32_t id, uint32_t max_tokens
     return 0;
 }
 
-static int find(const struct nkv_store *store, uint32_t id, struct nkv_kv_seq **seq_out)
+static int find(const struct nkv_store *store, uint64_t key, struct nkv_kv_seq **seq_out)
 {
-    struct nkv_kv_seq *seq = nkv_store_find(store, id);
+    struct nkv_kv_seq *seq = nkv_store_find(store, key);
 
     if (!seq)
-        FAIL(NKV_ENOENT, "no sequence %u on this device", id);
+        FAIL(NKV_ENOENT, "no sequence %u on this device", (uint32_t)key);
     *seq_out = seq;
     return 0;
 }
 
-int nkv_store_seq_close(struct nkv_store *store, uint32_t id)
+static void close_seq(struct nkv_store *store, struct nkv_kv_seq *seq)
 {
-    struct nkv_kv_seq *seq = NULL;
-
-    TRY(find(store, id, &seq));
-    nkv_store_table_remove(store, id);
+    nkv_store_table_remove(store, seq->key);
     for (uint32_t i = 0; i < seq->n_slots; i++)
         nkv_pool_drop(&store->slot_pool, seq->slots[i]);
     for (uint32_t i = 0; i < seq->n_chunks; i++)
         nkv_pool_drop(&store->chunk_pool, seq->chunks[i]);
     nkv_free(seq);
+}
+
+int nkv_store_seq_close(struct nkv_store *store, uint64_t key)
+{
+    struct nkv_kv_seq *seq = NULL;
+
+    TRY(find(store, key, &seq));
+    close_seq(store, seq);
     return 0;
+}
+
+/* Removing an entry may bring one that comes later in the table into its place, so a place is left only when it holds
+ * nobody of this owner. */
+uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < 1u << store->table_shift; i++)
+        while (store->table[i] && store->table[i]->key >> 32 == owner) {
+            close_seq(store, store->table[i]);
+            n++;
+        }
+    return n;
 }
 
 static void copy_slot(struct nkv_store *store, uint32_t from, uint32_t to)
@@ -193,12 +214,13 @@ static void fork_data(struct nkv_store *store, const struct nkv_kv_seq *parent, 
     }
 }
 
-int nkv_store_seq_fork(struct nkv_store *store, uint32_t id, uint32_t parent_id, uint32_t n_tokens, uint32_t max_tokens)
+int nkv_store_seq_fork(struct nkv_store *store, uint64_t key, uint64_t parent_key, uint32_t n_tokens,
+                       uint32_t max_tokens)
 {
-    struct nkv_kv_seq head = {.id = id, .max_tokens = max_tokens}, *parent = NULL, *seq;
+    struct nkv_kv_seq head = {.key = key, .id = (uint32_t)key, .max_tokens = max_tokens}, *parent = NULL, *seq;
 
-    TRY(check_new(store, id, max_tokens));
-    TRY(find(store, parent_id, &parent));
+    TRY(check_new(store, key, max_tokens));
+    TRY(find(store, parent_key, &parent));
     TRY(check_fork(store, parent, n_tokens, max_tokens));
     head.flags = parent->flags;
     TRY(seq_new(store, head, n_tokens, &seq));
@@ -289,13 +311,13 @@ static uint32_t longest_layer(const struct nkv_store *store, const struct nkv_kv
     return longest;
 }
 
-int nkv_store_seq_truncate(struct nkv_store *store, uint32_t id, uint32_t n_tokens)
+int nkv_store_seq_truncate(struct nkv_store *store, uint64_t key, uint32_t n_tokens)
 {
     struct nkv_kv_seq *seq = NULL;
     uint32_t n_full = n_tokens / store->shape.page_tokens;
     bool open = n_tokens % store->shape.page_tokens != 0;
 
-    TRY(find(store, id, &seq));
+    TRY(find(store, key, &seq));
     TRY(check_truncate(store, seq, n_tokens));
     if (longest_layer(store, seq) <= n_tokens)
         return 0;

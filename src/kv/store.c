@@ -163,23 +163,23 @@ int nkv_store_charge(const struct nkv_store *store, uint64_t n_slots, uint64_t n
 }
 
 /* Fibonacci hashing: ids are often consecutive, sometimes multiples of a power of two. */
-static uint32_t home(uint32_t id, uint32_t shift)
+static uint32_t home(uint64_t key, uint32_t shift)
 {
-    return (id * 2654435769u) >> (32 - shift);
+    return (uint32_t)((key * 0x9e3779b97f4a7c15u) >> (64 - shift));
 }
 
-static uint32_t probe(struct nkv_kv_seq *const *table, uint32_t shift, uint32_t id)
+static uint32_t probe(struct nkv_kv_seq *const *table, uint32_t shift, uint64_t key)
 {
-    uint32_t mask = (1u << shift) - 1, i = home(id, shift);
+    uint32_t mask = (1u << shift) - 1, i = home(key, shift);
 
-    while (table[i] && table[i]->id != id)
+    while (table[i] && table[i]->key != key)
         i = (i + 1) & mask;
     return i;
 }
 
-struct nkv_kv_seq *nkv_store_find(const struct nkv_store *store, uint32_t id)
+struct nkv_kv_seq *nkv_store_find(const struct nkv_store *store, uint64_t key)
 {
-    return store->table[probe(store->table, store->table_shift, id)];
+    return store->table[probe(store->table, store->table_shift, key)];
 }
 
 int nkv_store_table_reserve(struct nkv_store *store)
@@ -192,7 +192,7 @@ int nkv_store_table_reserve(struct nkv_store *store)
     TRY(nkv_alloc((size_t)1 << shift, sizeof *table, &table));
     for (uint32_t i = 0; i < 1u << store->table_shift; i++)
         if (store->table[i])
-            table[probe(table, shift, store->table[i]->id)] = store->table[i];
+            table[probe(table, shift, store->table[i]->key)] = store->table[i];
     nkv_free(store->table);
     store->table = table;
     store->table_shift = shift;
@@ -201,17 +201,17 @@ int nkv_store_table_reserve(struct nkv_store *store)
 
 void nkv_store_table_insert(struct nkv_store *store, struct nkv_kv_seq *seq)
 {
-    store->table[probe(store->table, store->table_shift, seq->id)] = seq;
+    store->table[probe(store->table, store->table_shift, seq->key)] = seq;
     store->n_seqs++;
 }
 
-void nkv_store_table_remove(struct nkv_store *store, uint32_t id)
+void nkv_store_table_remove(struct nkv_store *store, uint64_t key)
 {
-    uint32_t mask = (1u << store->table_shift) - 1, hole = probe(store->table, store->table_shift, id);
+    uint32_t mask = (1u << store->table_shift) - 1, hole = probe(store->table, store->table_shift, key);
 
     /* Entries after the hole move up, unless their home lies between the hole and them. */
     for (uint32_t i = (hole + 1) & mask; store->table[i]; i = (i + 1) & mask) {
-        uint32_t from_home = (i - home(store->table[i]->id, store->table_shift)) & mask;
+        uint32_t from_home = (i - home(store->table[i]->key, store->table_shift)) & mask;
 
         if (from_home >= ((i - hole) & mask)) {
             store->table[hole] = store->table[i];

@@ -13,6 +13,10 @@
  * Slots and chunks are counted references. What may still be written (slots and chunks from the first page that is not
  * full on) always belongs to one sequence; only full pages and full chunks are shared.
  *
+ * A sequence is named by a key: the id that a client chose, under the number of that client (its owner). A device of
+ * several clients gives each a number of its own, so that none can name another's sequences; one with a single client
+ * uses 0 throughout. Messages name the id.
+ *
  * Threads: functions that take a non-const store are called by one thread. The data functions (put, seal, page_copy,
  * page_fill, digest_copy, digest_fill) take a const store and may run at the same time for disjoint (layer, page,
  * head).
@@ -30,6 +34,7 @@ struct nkv_store;
 
 /* A sequence, as the device reads it. The store alone writes it. */
 struct nkv_kv_seq {
+    uint64_t key; /* owner << 32 | id */
     uint32_t id;
     uint16_t flags; /* NKV_NO_DIGEST, NKV_NO_PAGES, NKV_SLOTS or 0 */
     uint32_t max_tokens;
@@ -41,6 +46,11 @@ struct nkv_kv_seq {
     uint32_t *lengths; /* [n_layers] tokens */
     uint32_t *held;    /* NKV_NO_PAGES: [n_layers] the page that the slot holds or NKV_PAGE_NONE; else NULL */
 };
+
+static inline uint64_t nkv_seq_key(uint32_t owner, uint32_t id)
+{
+    return (uint64_t)owner << 32 | id;
+}
 
 /* Where one page of one layer and KV head lies. */
 struct nkv_page_view {
@@ -68,15 +78,18 @@ void nkv_store_stat(const struct nkv_store *store, struct nkv_device_stat *stat_
 /* ---- Sequences. State after a failure: unchanged. ---- */
 
 /* returns: NULL when there is no such sequence (no message). */
-struct nkv_kv_seq *nkv_store_find(const struct nkv_store *store, uint32_t id);
+struct nkv_kv_seq *nkv_store_find(const struct nkv_store *store, uint64_t key);
 /* See NKV_OP_SEQ_OPEN. returns: 0, NKV_EINVAL, NKV_ENOSPC, NKV_ENOMEM. */
-int nkv_store_seq_open(struct nkv_store *store, uint32_t id, uint32_t max_tokens, uint16_t flags);
+int nkv_store_seq_open(struct nkv_store *store, uint64_t key, uint32_t max_tokens, uint16_t flags);
 /* returns: 0 or NKV_ENOENT. */
-int nkv_store_seq_close(struct nkv_store *store, uint32_t id);
+int nkv_store_seq_close(struct nkv_store *store, uint64_t key);
+/* Closes every sequence of one owner. returns: how many. */
+uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner);
 /* See NKV_OP_SEQ_FORK. returns: 0, NKV_EINVAL, NKV_ENOENT, NKV_ENOSPC, NKV_ENOMEM. */
-int nkv_store_seq_fork(struct nkv_store *store, uint32_t id, uint32_t parent, uint32_t n_tokens, uint32_t max_tokens);
+int nkv_store_seq_fork(struct nkv_store *store, uint64_t key, uint64_t parent_key, uint32_t n_tokens,
+                       uint32_t max_tokens);
 /* See NKV_OP_SEQ_TRUNCATE. returns: 0, NKV_EINVAL, NKV_ENOENT, NKV_ENOSPC. */
-int nkv_store_seq_truncate(struct nkv_store *store, uint32_t id, uint32_t n_tokens);
+int nkv_store_seq_truncate(struct nkv_store *store, uint64_t key, uint32_t n_tokens);
 /*
  * Says that `layer` now holds n_tokens more, whose data are written and whose full pages are sealed.
  * with_pages: false when only digests came (NKV_NO_PAGES). pre: they fit max_tokens.

@@ -20,7 +20,7 @@ struct nkv_store {
     struct nkv_region memory; /* extents, then chunks */
     char *chunks;
     struct nkv_pool slot_pool, chunk_pool; /* each large enough for the whole capacity */
-    struct nkv_kv_seq **table;             /* open addressing by id, 2^table_shift entries, at most half full */
+    struct nkv_kv_seq **table;             /* open addressing by key, 2^table_shift entries, at most half full */
     uint32_t table_shift, n_seqs;
 };
 
@@ -32,10 +32,10 @@ uint64_t nkv_store_used_bytes(const struct nkv_store *store);
 /* Is there room for so many more? returns: 0, or NKV_ENOSPC saying how much is missing. Takes nothing. */
 int nkv_store_charge(const struct nkv_store *store, uint64_t n_slots, uint64_t n_chunks);
 
-/* The sequence table. insert: pre: id is not in it. */
+/* The sequence table. insert: pre: its key is not in it. */
 int nkv_store_table_reserve(struct nkv_store *store);
 void nkv_store_table_insert(struct nkv_store *store, struct nkv_kv_seq *seq);
-void nkv_store_table_remove(struct nkv_store *store, uint32_t id);
+void nkv_store_table_remove(struct nkv_store *store, uint64_t key);
 
 static inline char *nkv_store_frame(const struct nkv_store *store, uint32_t layer, uint32_t slot)
 {

@@ -212,15 +212,22 @@ static int check_compute(const struct nkv_context *context, uint64_t need)
 int seq_place(struct nkv_context *context, struct nkv_seq *seq)
 {
     uint64_t home = 0, compute = 0, most = 0;
-    int device;
+    int device, status, gone = 0;
 
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
     for (uint32_t i = 0; i < context->options.n_devices; i++) {
-        TRY(free_bytes(&context->ports[i], &context->free_bytes[i]));
+        context->free_bytes[i] = 0;
+        status = free_bytes(&context->ports[i], &context->free_bytes[i]);
+        if (status < 0 && status != NKV_EDEVICE)
+            return status;
+        if (status < 0) /* it is gone: it has no room */
+            gone = status;
         if (context->free_bytes[i] > most)
             most = context->free_bytes[i];
     }
     device = nkv_place(context->free_bytes, context->options.n_devices, home);
+    if (device < 0 && most == 0 && gone < 0)
+        return gone;
     if (device < 0)
         return refuse(context, seq, home, most);
     TRY(check_compute(context, compute));

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Memory is zeroed and aligned, absurd sizes are errors, and the fault hook fails exactly the allocation it names. */
+#define _GNU_SOURCE
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 
@@ -52,6 +55,30 @@ static void regions_open_and_close(void **state)
     nkv_region_close(&region);
 }
 
+static void shared_regions_are_sealed(void **state)
+{
+    struct nkv_region one, two;
+    int fd = -1, loose = memfd_create("loose", MFD_CLOEXEC);
+
+    (void)state;
+    assert_int_equal(nkv_region_share("test", 5000, &one, &fd), 0);
+    assert_int_equal(nkv_region_attach(fd, 5000, &two), 0);
+    assert_true(one.base != two.base);
+    ((char *)one.base)[4999] = 7;
+    assert_int_equal(((char *)two.base)[4999], 7);
+    assert_int_not_equal(ftruncate(fd, 4096), 0); /* else the other side would die of SIGBUS */
+    assert_int_not_equal(ftruncate(fd, 1 << 20), 0);
+    nkv_region_close(&two);
+    assert_int_equal(nkv_region_attach(fd, 10000, &two), NKV_EFORMAT);
+    close(fd);
+    assert_true(loose >= 0 && ftruncate(loose, 8192) == 0);
+    assert_int_equal(nkv_region_attach(loose, 4096, &two), NKV_EFORMAT);
+    close(loose);
+    assert_int_equal(nkv_region_attach(-1, 4096, &two), NKV_EFORMAT);
+    assert_int_equal(nkv_region_share("test", 0, &two, &fd), NKV_EINVAL);
+    nkv_region_close(&one);
+}
+
 static void the_nth_allocation_fails(void **state)
 {
     void *p[3] = {0};
@@ -72,9 +99,8 @@ static void the_nth_allocation_fails(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(memory_is_zeroed_and_aligned),
-        cmocka_unit_test(absurd_sizes_are_errors),
-        cmocka_unit_test(regions_open_and_close),
+        cmocka_unit_test(memory_is_zeroed_and_aligned), cmocka_unit_test(absurd_sizes_are_errors),
+        cmocka_unit_test(regions_open_and_close),       cmocka_unit_test(shared_regions_are_sealed),
         cmocka_unit_test(the_nth_allocation_fails),
     };
 

@@ -21,6 +21,11 @@ for context in out['contexts']:
     ms = context['ms']
     assert ms['fc'] > 0 and ms['select'] >= 0 and ms['attend'] > 0 and ms['median'] > 0
 
+out = run('bench', 'device', '--trips', 500, '--json')[0]
+us = out['us']
+assert out['schema'] == 'nearkv.bench.device/1' and out['n'] == 500 and out['device'] == 'cpu'
+assert 0 < us['min'] <= us['p50'] <= us['p90'] <= us['p99'] <= us['max'] and len(us) == 5
+
 out = run('bench', 'prefill', '--shape', 'needle-256', '--ctx', 1000, '--prefill', 'sparse', '--budget', 512,
                      '--json')[0]
 assert out['schema'] == 'nearkv.bench.prefill/1' and out['gflop_per_s'] > 0 and out['library_gflop_per_s'] > 0

@@ -59,6 +59,23 @@ expect 2 'Is a directory' run -f "$tmp" -p x
 expect 2 'is empty' run -f "$tmp/empty"
 expect 2 "model's context" run -p x -n 4M
 expect 2 'is missing' run -p x --device cpu:capacity=128K
+expect 1 'no device listens' run -p x --device unix:"$tmp/none"
+expect 2 'socket path' run -p x --device unix:
+expect 1 'no device listens' pnm stat unix:"$tmp/none"
+expect 2 'name one device' pnm stat
+expect 2 'say what to do' pnm
+expect 2 'how much memory' pnmd --listen unix:"$tmp/s"
+expect 2 'where clients find' pnmd --memory anon:64M
+expect 2 'anonymous memory' pnmd --memory file:"$tmp/pnm.img:64M" --listen unix:"$tmp/s"
+expect 2 'anonymous memory' pnmd --memory dax:/dev/dax0.0 --listen unix:"$tmp/s"
+expect 2 'anon:SIZE' pnmd --memory 64M --listen unix:"$tmp/s"
+expect 2 'numa:N:SIZE' pnmd --memory numa:0 --listen unix:"$tmp/s"
+expect 1 'is missing' pnmd --memory anon:900T --listen unix:"$tmp/s"
+expect 2 'unix:PATH' pnmd --memory anon:64M --listen "$tmp/s"
+expect 2 'is no socket' pnmd --memory anon:64M --listen unix:"$tmp"
+expect 1 'cannot listen' pnmd --memory anon:64M --listen unix:"$tmp/none/s"
+expect 2 'device name' pnmd --memory anon:64M --listen unix:"$tmp/s" --name 'a b'
+[ ! -e "$tmp/s" ]
 expect 1 'No such file' run -m "$tmp/none.gguf" -p x
 head -c 1000 "$NEARKV" >"$tmp/not.gguf"
 expect 1 'not.gguf' run -m "$tmp/not.gguf" -p x
@@ -106,7 +123,7 @@ rc=0
 (trap '' XFSZ; ulimit -f 4; exec "$NEARKV" run -p 'The pass key is 71432. The pass key is ' --trace "$tmp/trace") >"$tmp/out" 2>"$tmp/err" || rc=$?
 [ $rc = 1 ] && grep -q "cannot write the trace: File too large: '$tmp/trace'" "$tmp/err" || { echo "--trace beyond the limit: exit $rc: $(cat "$tmp/err")"; failed=1; }
 
-for command in '' run eval 'eval needle' info needle bench 'bench attend' 'bench decode' 'bench prefill'; do
+for command in '' run eval 'eval needle' info needle bench 'bench attend' 'bench decode' 'bench prefill' 'bench device' pnm pnmd; do
     # shellcheck disable=SC2086
     "$NEARKV" $command --help | grep -q '^usage: nearkv' || { echo "nearkv $command --help"; failed=1; }
 done

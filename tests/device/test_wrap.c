@@ -145,7 +145,7 @@ static void the_window_grows(void **state)
     assert_int_equal(rig.device->ops->map(rig.device, 0, &window), NKV_EINVAL);
     assert_int_equal(rig.device->ops->map(rig.device, UINT64_MAX, &window), NKV_EINVAL);
     nkv_mem_fail_at(2);
-    assert_int_equal(rig.device->ops->map(rig.device, 4 << 20, &window), NKV_ENOMEM);
+    assert_int_equal(rig.device->ops->map(rig.device, 2 * WINDOW_BYTES, &window), NKV_ENOMEM);
     nkv_mem_fail_at(0);
     append.pos = 1;
     assert_int_equal(rig_run(&rig, append), 0); /* the old window still serves */

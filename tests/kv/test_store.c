@@ -376,6 +376,36 @@ static void bad_requests_are_refused(void **state)
     nkv_store_close(store);
 }
 
+/* The same ids of several owners are different sequences, and one owner's go all at once. */
+static void owners_do_not_share_ids(void **state)
+{
+    struct nkv_device_stat stat;
+    struct nkv_store *store;
+    uint64_t one, all;
+
+    (void)state;
+    assert_int_equal(nkv_store_open(&small, 64 << 20, &store), 0);
+    for (uint32_t id = 0; id < 300; id++)
+        for (uint32_t owner = 0; owner < 4; owner++)
+            assert_int_equal(nkv_store_seq_open(store, nkv_seq_key(owner, id * 7919), 4, 0), 0);
+    nkv_store_stat(store, &stat);
+    assert_int_equal(stat.n_sequences, 1200);
+    all = stat.used_bytes;
+    one = all / 4;
+    assert_int_equal(nkv_store_seq_fork(store, nkv_seq_key(1, 1), nkv_seq_key(1, 3), 0, 4), NKV_ENOENT);
+    assert_int_equal(nkv_store_close_owner(store, 9), 0);
+    assert_int_equal(nkv_store_close_owner(store, 2), 300);
+    for (uint32_t id = 0; id < 300; id++)
+        for (uint32_t owner = 0; owner < 4; owner++) {
+            const struct nkv_kv_seq *seq = nkv_store_find(store, nkv_seq_key(owner, id * 7919));
+
+            assert_true(owner == 2 ? !seq : seq && seq->id == id * 7919 && seq->key >> 32 == owner);
+        }
+    nkv_store_stat(store, &stat);
+    assert_true(stat.n_sequences == 900 && stat.used_bytes == all - one);
+    nkv_store_close(store);
+}
+
 /* A fork shares full pages: the second sequence of 100 pages costs only what it does not share. */
 static void forks_share_and_truncate_takes_its_own(void **state)
 {
@@ -519,6 +549,7 @@ int main(void)
         cmocka_unit_test(random_histories_match_the_model),
         cmocka_unit_test(capacity_is_exact),
         cmocka_unit_test(bad_requests_are_refused),
+        cmocka_unit_test(owners_do_not_share_ids),
         cmocka_unit_test(forks_share_and_truncate_takes_its_own),
         cmocka_unit_test(estimates_are_checked),
         cmocka_unit_test(packed_pages_show_only_what_they_hold),

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* nearkv pnm: looks at a device process from outside. */
+#define _GNU_SOURCE
+#include <getopt.h>
+#include <jansson.h>
+#include <nearkv/serve.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli.h"
+#include "commands.h"
+#include "text.h"
+
+static const char usage[] = "usage: nearkv pnm stat unix:PATH [--watch] [--json]\n"
+                            "Prints what the device process that listens on PATH holds and does.\n"
+                            "\n"
+                            "  --watch      again every second, until Ctrl-C or the device ends\n"
+                            "  --json       one JSON object on stdout (with --watch: one a line)\n";
+
+enum { WATCH = 256, JSON, HELP };
+
+static const struct option long_options[] = {
+    {"watch", no_argument, NULL, WATCH},
+    {"json", no_argument, NULL, JSON},
+    {"help", no_argument, NULL, HELP},
+    {NULL, 0, NULL, 0},
+};
+
+struct options {
+    const char *path;
+    bool watch, json;
+};
+
+static json_t *clients_json(const struct nkv_serve_stat *stat)
+{
+    json_t *clients = json_array();
+
+    for (uint32_t i = 0; i < stat->n_clients; i++) {
+        const struct nkv_serve_client *c = &stat->clients[i];
+
+        json_array_append_new(clients,
+                              json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "number", (json_int_t)c->number,
+                                        "pid", (json_int_t)c->pid, "used_bytes", (json_int_t)c->used_bytes,
+                                        "window_bytes", (json_int_t)c->window_bytes, "sequences",
+                                        (json_int_t)c->n_sequences, "queue_depth", (json_int_t)c->queue_depth,
+                                        "commands", (json_int_t)c->n_commands, "busy_s", (double)c->busy_ns * 1e-9));
+    }
+    return clients;
+}
+
+static int print_json(const struct nkv_serve_stat *stat)
+{
+    return text_print_json(
+        json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:I, s:I, s:I, s:f, s:f, s:o}", "schema",
+                  "nearkv.pnm.stat/1", "name", stat->name, "threads", (json_int_t)stat->n_threads, "capacity_bytes",
+                  (json_int_t)stat->capacity_bytes, "used_bytes", (json_int_t)stat->used_bytes, "resident_bytes",
+                  (json_int_t)stat->resident_bytes, "pages", "total", (json_int_t)stat->n_total_pages, "free",
+                  (json_int_t)stat->n_free_pages, "bytes", (json_int_t)stat->page_bytes, "sequences",
+                  (json_int_t)stat->n_sequences, "queue_depth", (json_int_t)stat->queue_depth, "commands",
+                  (json_int_t)stat->n_commands, "busy_s", (double)stat->busy_ns * 1e-9, "uptime_s",
+                  (double)stat->uptime_ns * 1e-9, "clients", clients_json(stat)));
+}
+
+static void print_text(const struct nkv_serve_stat *stat)
+{
+    printf("%s: %s of %s used, %u of %u pages free, %u sequences, %u commands waiting\n", stat->name,
+           cli_bytes(stat->used_bytes), cli_bytes(stat->capacity_bytes), stat->n_free_pages, stat->n_total_pages,
+           stat->n_sequences, stat->queue_depth);
+    printf("%llu commands in %.3f s, up for %.0f s, %u clients\n", (unsigned long long)stat->n_commands,
+           (double)stat->busy_ns * 1e-9, (double)stat->uptime_ns * 1e-9, stat->n_clients);
+    for (uint32_t i = 0; i < stat->n_clients; i++) {
+        const struct nkv_serve_client *c = &stat->clients[i];
+
+        printf("  client %u, process %d: %s, %u sequences, %llu commands in %.3f s, %u waiting\n", c->number, c->pid,
+               cli_bytes(c->used_bytes), c->n_sequences, (unsigned long long)c->n_commands, (double)c->busy_ns * 1e-9,
+               c->queue_depth);
+    }
+}
+
+/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
+static int read_options(int argc, char **argv, struct options *o)
+{
+    int flag;
+
+    while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        if (flag == HELP) {
+            fputs(usage, stdout);
+            return -1;
+        }
+        if (flag != WATCH && flag != JSON)
+            return cli_usage("see nearkv pnm --help for the options");
+        o->watch |= flag == WATCH;
+        o->json |= flag == JSON;
+    }
+    if (optind == argc || strcmp(argv[optind], "stat") != 0)
+        return cli_usage("say what to do: nearkv pnm stat unix:PATH");
+    if (argc - optind != 2 || strncmp(argv[optind + 1], "unix:", 5) != 0)
+        return cli_usage("name one device: nearkv pnm stat unix:PATH");
+    o->path = argv[optind + 1] + 5;
+    return CLI_OK;
+}
+
+static int show(const struct options *o)
+{
+    struct nkv_serve_stat stat;
+    int rc = CLI_OK;
+
+    if (nkv_serve_stat(o->path, &stat) < 0)
+        return cli_fail("unix:%s: %s", o->path, nkv_last_error());
+    if (o->json)
+        rc = print_json(&stat);
+    else
+        print_text(&stat);
+    if (fflush(stdout) == EOF)
+        return cli_fail("cannot write to standard output");
+    return rc;
+}
+
+int pnm_main(int argc, char **argv)
+{
+    struct options o = {0};
+    int rc = read_options(argc, argv, &o);
+
+    if (rc != CLI_OK)
+        return rc < 0 ? CLI_OK : rc;
+    while ((rc = show(&o)) == CLI_OK && o.watch)
+        sleep(1);
+    return rc;
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* nearkv pnmd: a PNM device as a process of its own. */
+#define _GNU_SOURCE
+#include <getopt.h>
+#include <nearkv/serve.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+#include "commands.h"
+
+static const char usage[] =
+    "usage: nearkv pnmd --memory KIND --listen unix:PATH [options]\n"
+    "Holds KV pages and attends to them for other processes, which attach with --device unix:PATH.\n"
+    "\n"
+    "  --memory anon:SIZE      ordinary memory, e.g. anon:8G\n"
+    "  --memory numa:N:SIZE    memory and threads of NUMA node N\n"
+    "  --listen unix:PATH      the socket for clients; only this user may connect\n"
+    "  --metrics unix:PATH     a socket that answers HTTP with a Prometheus page\n"
+    "  --threads N             threads (one per CPU beside the memory)\n"
+    "  --name NAME             what clients call it (pnm)\n"
+    "  --quiet                 no line on stderr when a client comes or leaves\n"
+    "\n"
+    "SIGTERM and SIGINT end it when the commands that are queued are done.\n";
+
+enum { MEMORY = 256, LISTEN, METRICS, THREADS, NAME, QUIET, HELP };
+
+static const struct option long_options[] = {
+    {"memory", required_argument, NULL, MEMORY},
+    {"listen", required_argument, NULL, LISTEN},
+    {"metrics", required_argument, NULL, METRICS},
+    {"threads", required_argument, NULL, THREADS},
+    {"name", required_argument, NULL, NAME},
+    {"quiet", no_argument, NULL, QUIET},
+    {"help", no_argument, NULL, HELP},
+    {NULL, 0, NULL, 0},
+};
+
+static struct nkv_serve *serving;
+
+static void on_signal(int signal)
+{
+    (void)signal;
+    nkv_serve_stop(serving);
+}
+
+static void log_line(void *arg, const char *line)
+{
+    (void)arg;
+    fprintf(stderr, "nearkv pnmd: %s\n", line);
+}
+
+static int read_node(const char *arg, struct nkv_serve_options *o)
+{
+    const char *colon = strchr(arg, ':');
+    char node[16];
+
+    if (!colon || (size_t)(colon - arg) >= sizeof node)
+        return cli_usage("--memory numa:%s: write it as numa:N:SIZE", arg);
+    memcpy(node, arg, (size_t)(colon - arg));
+    node[colon - arg] = '\0';
+    o->on_node = true;
+    if (cli_u32("--memory numa", node, 0, 65535, &o->node) != CLI_OK)
+        return CLI_USAGE;
+    return cli_u64("--memory numa", colon + 1, 1 << 20, UINT64_MAX, &o->capacity_bytes);
+}
+
+static int read_memory(const char *arg, struct nkv_serve_options *o)
+{
+    if (strncmp(arg, "anon:", 5) == 0)
+        return cli_u64("--memory anon", arg + 5, 1 << 20, UINT64_MAX, &o->capacity_bytes);
+    if (strncmp(arg, "numa:", 5) == 0)
+        return read_node(arg + 5, o);
+    if (strncmp(arg, "file:", 5) == 0 || strncmp(arg, "dax:", 4) == 0)
+        return cli_usage("--memory %s: the pnmd of this build keeps pages in anonymous memory only: give anon:SIZE or "
+                         "numa:N:SIZE",
+                         arg);
+    return cli_usage("--memory %s: give anon:SIZE or numa:N:SIZE", arg);
+}
+
+static int read_socket(const char *flag, const char *arg, const char **path_out)
+{
+    if (strncmp(arg, "unix:", 5) != 0 || !arg[5])
+        return cli_usage("%s %s: give unix:PATH", flag, arg);
+    *path_out = arg + 5;
+    return CLI_OK;
+}
+
+static int read_flag(int flag, const char *arg, struct nkv_serve_options *o)
+{
+    switch (flag) {
+    case MEMORY:
+        return read_memory(arg, o);
+    case LISTEN:
+        return read_socket("--listen", arg, &o->listen);
+    case METRICS:
+        return read_socket("--metrics", arg, &o->metrics);
+    case THREADS:
+        return cli_u32("--threads", arg, 1, 1024, &o->n_threads);
+    case NAME:
+        o->name = arg;
+        return CLI_OK;
+    case QUIET:
+        o->log = NULL;
+        return CLI_OK;
+    default:
+        return cli_usage("see nearkv pnmd --help for the options");
+    }
+}
+
+/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
+static int read_options(int argc, char **argv, struct nkv_serve_options *o)
+{
+    int flag, rc;
+
+    while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        if (flag == HELP) {
+            fputs(usage, stdout);
+            return -1;
+        }
+        rc = read_flag(flag, optarg, o);
+        if (rc != CLI_OK)
+            return rc;
+    }
+    if (optind < argc)
+        return cli_usage("unexpected argument '%s': see nearkv pnmd --help", argv[optind]);
+    if (o->capacity_bytes == 0)
+        return cli_usage("say how much memory the device has: --memory anon:SIZE");
+    if (!o->listen)
+        return cli_usage("say where clients find the device: --listen unix:PATH");
+    return cli_check_memory("the device", o->capacity_bytes);
+}
+
+int pnmd_main(int argc, char **argv)
+{
+    struct nkv_serve_options options = {.size = sizeof options, .log = log_line};
+    struct sigaction action = {.sa_handler = on_signal};
+    int rc = read_options(argc, argv, &options), status;
+
+    if (rc != CLI_OK)
+        return rc < 0 ? CLI_OK : rc;
+    status = nkv_serve_open(&options, &serving);
+    if (status < 0)
+        return status == NKV_EINVAL ? cli_usage("%s", nkv_last_error()) : cli_fail("%s", nkv_last_error());
+    signal(SIGPIPE, SIG_IGN); /* who reads the log may leave */
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    if (options.log)
+        fprintf(stderr, "nearkv pnmd: %s of memory, listening on unix:%s\n", cli_bytes(options.capacity_bytes),
+                options.listen);
+    if (nkv_serve_run(serving) < 0)
+        rc = cli_fail("%s", nkv_last_error());
+    nkv_serve_close(serving);
+    return rc;
+}

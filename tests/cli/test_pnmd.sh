@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Device processes: the same answers as without, in all modes, alone, mixed and several; statistics and metrics; a device that is
+# killed, stopped, restarted, in use with another shape.
+set -euo pipefail
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" <<'PY'
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from check import NEARKV, fields, haystack, run
+
+tmp = sys.argv[1]
+number = (int, float)
+STAT = {'schema': str, 'name': str, 'threads': int, 'capacity_bytes': int, 'used_bytes': int, 'resident_bytes': int,
+        'pages': {'total': int, 'free': int, 'bytes': int}, 'sequences': int, 'queue_depth': int, 'commands': int, 'busy_s': number,
+        'uptime_s': number, 'clients': list}
+CLIENT = {'number': int, 'pid': int, 'used_bytes': int, 'window_bytes': int, 'sequences': int, 'queue_depth': int, 'commands': int,
+          'busy_s': number}
+
+
+def until(what, seconds=60):
+    end = time.monotonic() + seconds
+    while not (got := what()):
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+    return got
+
+
+def stat(path):
+    got, _ = run('pnm', 'stat', f'unix:{path}', '--json')
+    fields(got, STAT)
+    for client in got['clients']:
+        fields(client, CLIENT)
+    return got
+
+
+def start(name, *more):
+    path = f'{tmp}/{name}'
+    child = subprocess.Popen([NEARKV, 'pnmd', '--memory', 'anon:256M', '--listen', f'unix:{path}', '--name', name, '--threads', '1', *more],
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    atexit.register(child.kill)  # so that a failure here leaves no process behind
+    assert 'listening on' in child.stderr.readline()
+    return child, path
+
+
+def stop(child, path):
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=60) == 0
+    assert not os.path.exists(path)
+
+
+one, path1 = start('pnm1', '--metrics', f'unix:{tmp}/metrics')
+two, path2 = start('pnm2')
+devices = [f'unix:{path1}', f'unix:{path2}']
+assert os.stat(path1).st_mode & 0o777 == 0o600 and os.stat(f'{tmp}/metrics').st_mode & 0o777 == 0o600
+
+# The same tokens in every mode; two processes, or a process and a device of this one, hold a sequence each.
+text = f'{tmp}/text'
+haystack(text, 6000, ('pass', '31415'), ('other', '27'))
+ask = ['-f', text, '-p', 'The pass key is ', '-p', 'The other key is ', '--budget', 512, '--prefill', 'sparse', '--json']
+for mode in ('full', 'recall', 'pnm', 'png'):
+    want, _ = run('run', *ask, '--mode', mode, '--devices', 2)
+    for specs in (devices, [devices[1], 'cpu'], [devices[0]]):
+        got, _ = run('run', *ask, '--mode', mode, *(x for spec in specs for x in ('--device', spec)))
+        assert [a['tokens'] for a in got['answers']] == [a['tokens'] for a in want['answers']], (mode, specs)
+        assert [a['text'] for a in got['answers']] == ['31415.', '27.']
+        assert [d['name'] for d in got['devices']] == [{devices[0]: 'pnm1', devices[1]: 'pnm2'}.get(s, f'cpu{i}') for i, s in enumerate(specs)]
+got, _ = run('eval', 'needle', '--ctx', 2048, '--modes', 'full,pnm', '--device', devices[0], '--json')
+assert got['schema'] == 'nearkv.eval.needle/1'
+got, _ = run('bench', 'device', '--device', devices[0], '--trips', 500, '--json')
+assert got['device'] == devices[0] and 0 < got['us']['min'] <= got['us']['p50'] <= got['us']['max']
+got, _ = run('bench', 'attend', '--device', devices[0], '--ctx', 2000, '--heads', 8, '--kv-heads', 2, '--dim', 64, '--pages', 16, '--mode', 'pnm',
+             '--steps', 5, '--json')
+assert got['device'] == devices[0] and got['ms']['median'] > 0
+done = stat(path1)
+assert done['name'] == 'pnm1' and done['clients'] == [] and done['used_bytes'] == 0 and done['commands'] > 1000 and done['busy_s'] > 0
+assert done['pages']['free'] == done['pages']['total'] > 0 and done['capacity_bytes'] == 256 << 20
+
+run('run', '-p', 'The key is 5. The key is ', '--device', devices[0], '--trace', f'{tmp}/trace', '--json')
+with open(f'{tmp}/trace') as file:
+    assert '"backend":"unix"' in file.readline()
+
+# What a client at work looks like; another shape is refused.
+haystack(f'{tmp}/long', 60000)
+long = [NEARKV, 'run', '-f', f'{tmp}/long', '--prefill', 'dense', '--page', '64']
+busy = subprocess.Popen([*long, '--device', devices[0]], stderr=subprocess.PIPE, text=True)
+atexit.register(busy.kill)
+got = until(lambda: (s := stat(path1))['sequences'] and s)
+assert [c['pid'] for c in got['clients']] == [busy.pid] and got['clients'][0]['used_bytes'] == got['used_bytes'] > 0
+assert got['pages']['free'] < got['pages']['total']
+_, err = run('run', '-p', 'x is ', '--device', devices[0], '--kv', 'q8_0', status=1)
+assert 'pages of 64, f16' in err and 'pages of 32, q8_0' in err and devices[0] in err, err
+with socket.socket(socket.AF_UNIX) as s:
+    s.connect(f'{tmp}/metrics')
+    s.sendall(b'GET /metrics HTTP/1.0\r\n\r\n')
+    page = b''.join(iter(lambda: s.recv(65536), b'')).decode()
+assert page.startswith('HTTP/1.0 200 OK\r\n') and '\nnearkv_pnm_clients 1\n' in page, page
+assert f'nearkv_pnm_client_used_bytes{{client="{got["clients"][0]["number"]}",pid="{busy.pid}"}} ' in page
+
+# A device that is in use is not replaced; one that is killed fails its client at once, and leaves a socket that is replaced.
+_, err = run('pnmd', '--memory', 'anon:64M', '--listen', devices[0], status=1)
+assert 'a process listens' in err, err
+one.kill()
+one.wait()
+begin = time.monotonic()
+_, err = busy.communicate(timeout=60)
+assert busy.returncode == 1 and time.monotonic() - begin < 5, err
+assert 'pnm1' in err and f'unix:{path1}' in err and 'its process ended' in err, err
+_, err = run('run', '-p', 'x is ', '--device', devices[0], status=1)
+assert 'no device listens' in err, err
+one, path1 = start('pnm1')
+got, _ = run('run', '-p', 'The key is 5. The key is ', '--device', devices[0], '--json')
+assert got['text'] == '5.'
+
+# A client that is killed leaves nothing behind.
+busy = subprocess.Popen([*long, '--device', devices[0]], stderr=subprocess.PIPE, text=True)
+until(lambda: stat(path1)['sequences'])
+busy.kill()
+busy.communicate()
+until(lambda: stat(path1)['clients'] == [])
+assert stat(path1)['used_bytes'] == 0
+
+# --watch ends with the device; SIGTERM and SIGINT end it well.
+watch = subprocess.Popen([NEARKV, 'pnm', 'stat', devices[0], '--watch', '--json'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+assert watch.stdout.readline().startswith('{"schema":"nearkv.pnm.stat/1"')
+stop(one, path1)
+assert watch.wait(timeout=60) == 1
+two.send_signal(signal.SIGINT)
+assert two.wait(timeout=60) == 0 and not os.path.exists(path2)
+PY
