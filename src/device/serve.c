@@ -129,8 +129,10 @@ static int poll_sockets(struct nkv_serve *serve, int timeout_ms)
     n_events = poll(waits, n, timeout_ms);
     if (n_events < 0 && errno != EINTR)
         FAIL(NKV_EIO, "cannot wait for clients: %s", strerror(errno));
-    if (n_events > 0)
+    if (n_events > 0) {
+        (void)run_round(serve); /* a bell's command first: what else came can wait for it */
         handle(serve, waits, n_clients);
+    }
     serve->polled_ns = nkv_now_ns();
     (void)nkv_serve_metrics_expire(serve, serve->polled_ns);
     nkv_serve_sweep(serve);
