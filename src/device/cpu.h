@@ -139,6 +139,14 @@ int nkv_cpu_attend(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv
 int nkv_cpu_read(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
 int nkv_cpu_write(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
 
+/* ---- cpu_named.c: the same for published sequences. ---- */
+int nkv_cpu_seq_attach(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, uint64_t key);
+int nkv_cpu_seq_fork_named(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, uint64_t key);
+int nkv_cpu_seq_publish(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, uint64_t key);
+int nkv_cpu_seq_list(struct nkv_cpu *cpu, const struct nkv_cmd *cmd);
+/* READ and WRITE with NKV_TOKENS. */
+int nkv_cpu_tokens(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
+
 /* Runs tasks on the team, or here when they touch few bytes. Same results either way. */
 void nkv_cpu_tasks(struct nkv_cpu *cpu, uint64_t bytes, uint32_t n_tasks, nkv_task_fn fn, void *arg);
 

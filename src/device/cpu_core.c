@@ -14,27 +14,39 @@
 #include "base/clock.h"
 #include "device/cpu.h"
 
-static int run(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)
+/* Commands that open, close and change whole sequences. */
+static int run_control(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)
 {
-    struct nkv_kv_seq *seq = NULL;
     uint64_t key = nkv_seq_key(cpu->owner, cmd->seq);
+    bool named = cmd->flags & NKV_NAMED;
 
-    TRY(nkv_cpu_check_fields(cmd));
     switch (cmd->op) {
-    case NKV_OP_COMPUTE:
-        return 0;
     case NKV_OP_SEQ_OPEN:
-        return nkv_store_seq_open(cpu->store, key, cmd->n_tokens, cmd->flags);
+        return named ? nkv_cpu_seq_attach(cpu, cmd, key)
+                     : nkv_store_seq_open(cpu->store, key, cmd->n_tokens, cmd->flags);
     case NKV_OP_SEQ_CLOSE:
-        return nkv_store_seq_close(cpu->store, key);
+        return named ? nkv_store_remove(cpu->store, key) : nkv_store_seq_close(cpu->store, key);
     case NKV_OP_SEQ_FORK:
-        return nkv_store_seq_fork(cpu->store, key, nkv_seq_key(cpu->owner, cmd->arg), cmd->pos, cmd->n_tokens);
+        return named ? nkv_cpu_seq_fork_named(cpu, cmd, key)
+                     : nkv_store_seq_fork(cpu->store, key, nkv_seq_key(cpu->owner, cmd->arg), cmd->pos, cmd->n_tokens);
     case NKV_OP_SEQ_TRUNCATE:
         return nkv_store_seq_truncate(cpu->store, key, cmd->pos);
+    case NKV_OP_SEQ_PUBLISH:
+        return nkv_cpu_seq_publish(cpu, cmd, key);
+    case NKV_OP_SEQ_LIST:
+        return nkv_cpu_seq_list(cpu, cmd);
     default:
-        break;
+        return 0; /* COMPUTE */
     }
+}
+
+static int run_data(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)
+{
+    struct nkv_kv_seq *seq = NULL;
+
     TRY(nkv_cpu_check_seq(cpu, cmd, &seq));
+    if (cmd->flags & NKV_TOKENS)
+        return nkv_cpu_tokens(cpu, cmd, seq);
     switch (cmd->op) {
     case NKV_OP_APPEND:
         return nkv_cpu_append(cpu, cmd, seq);
@@ -47,6 +59,14 @@ static int run(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)
     default:
         return nkv_cpu_write(cpu, cmd, seq);
     }
+}
+
+static int run(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)
+{
+    TRY(nkv_cpu_check_fields(cmd));
+    if (cmd->op >= NKV_OP_APPEND && cmd->op <= NKV_OP_WRITE)
+        return run_data(cpu, cmd);
+    return run_control(cpu, cmd);
 }
 
 void nkv_cpu_tasks(struct nkv_cpu *cpu, uint64_t bytes, uint32_t n_tasks, nkv_task_fn fn, void *arg)

@@ -38,18 +38,28 @@ struct nkv_kv_seq {
     uint32_t id;
     uint16_t flags; /* NKV_NO_DIGEST, NKV_NO_PAGES, NKV_SLOTS or 0 */
     uint32_t max_tokens;
-    uint32_t n_pages;  /* page ids 0 .. n_pages-1 exist */
-    uint32_t n_slots;  /* entries of slots: n_pages, NKV_NO_PAGES: 1 */
-    uint32_t n_chunks; /* entries of chunks */
-    uint32_t *slots;   /* page id -> slot; NKV_NO_PAGES: the one slot */
-    uint32_t *chunks;  /* page id / NKV_DIGEST_CHUNK_PAGES -> chunk */
-    uint32_t *lengths; /* [n_layers] tokens */
-    uint32_t *held;    /* NKV_NO_PAGES: [n_layers] the page that the slot holds or NKV_PAGE_NONE; else NULL */
+    uint32_t n_pages;         /* page ids 0 .. n_pages-1 exist */
+    uint32_t n_slots;         /* entries of slots: n_pages, NKV_NO_PAGES: 1 */
+    uint32_t n_chunks;        /* entries of chunks */
+    uint32_t *slots;          /* page id -> slot; NKV_NO_PAGES: the one slot */
+    uint32_t *chunks;         /* page id / NKV_DIGEST_CHUNK_PAGES -> chunk */
+    uint32_t *lengths;        /* [n_layers] tokens */
+    uint32_t *held;           /* NKV_NO_PAGES: [n_layers] the page that the slot holds or NKV_PAGE_NONE; else NULL */
+    struct nkv_seq_name name; /* of a published sequence; all 0: it is not */
+    uint32_t *tokens;         /* published: [max_tokens] ids; else NULL */
 };
+
+/* The owner of published sequences that no client has; their ids are the store's choice. */
+#define NKV_OWNER_NONE UINT32_MAX
 
 static inline uint64_t nkv_seq_key(uint32_t owner, uint32_t id)
 {
     return (uint64_t)owner << 32 | id;
+}
+
+static inline bool nkv_seq_is_published(const struct nkv_kv_seq *seq)
+{
+    return seq->name.name[0] != '\0';
 }
 
 /* Where one page of one layer and KV head lies. */
@@ -81,7 +91,7 @@ void nkv_store_stat(const struct nkv_store *store, struct nkv_device_stat *stat_
 struct nkv_kv_seq *nkv_store_find(const struct nkv_store *store, uint64_t key);
 /* See NKV_OP_SEQ_OPEN. returns: 0, NKV_EINVAL, NKV_ENOSPC, NKV_ENOMEM. */
 int nkv_store_seq_open(struct nkv_store *store, uint64_t key, uint32_t max_tokens, uint16_t flags);
-/* returns: 0 or NKV_ENOENT. */
+/* A published sequence is only detached. returns: 0 or NKV_ENOENT. */
 int nkv_store_seq_close(struct nkv_store *store, uint64_t key);
 /* Closes every sequence of one owner. returns: how many. */
 uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner);
@@ -96,6 +106,24 @@ int nkv_store_seq_truncate(struct nkv_store *store, uint64_t key, uint32_t n_tok
  */
 void nkv_store_extend(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t layer, uint32_t n_tokens,
                       bool with_pages);
+
+/* ---- Published sequences (named.c). State after a failure: unchanged. ---- */
+
+/* returns: 0, or NKV_EINVAL saying what is wrong with a name. */
+int nkv_seq_name_check(const struct nkv_seq_name *name);
+/* See NKV_OP_SEQ_PUBLISH. returns: 0, NKV_EINVAL, NKV_ENOENT, NKV_ESTATE, NKV_ENOSPC, NKV_ENOMEM. */
+int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name);
+/* See NKV_OP_SEQ_OPEN with NKV_NAMED. returns: tokens, NKV_EINVAL, NKV_ENOENT, NKV_EFORMAT, NKV_ESTATE, NKV_ENOSPC,
+ * NKV_ENOMEM. */
+int nkv_store_attach(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, uint32_t max_tokens);
+/* See NKV_OP_SEQ_CLOSE with NKV_NAMED: frees a published sequence. returns: 0, NKV_ENOENT, NKV_EINVAL: not published.
+ */
+int nkv_store_remove(struct nkv_store *store, uint64_t key);
+/* The key of a published sequence. returns: 0, NKV_ENOENT, NKV_EFORMAT: it is of another model. */
+int nkv_store_find_named(const struct nkv_store *store, const struct nkv_seq_name *name, uint64_t *key_out);
+/* See NKV_OP_SEQ_LIST. returns: how many were described. */
+uint32_t nkv_store_list(const struct nkv_store *store, uint32_t first, uint32_t n, const uint32_t *tokens,
+                        uint32_t n_tokens, struct nkv_seq_info *infos_out);
 
 /* ---- Data. pre: layer, page, kv_head in range; the sequence has what is asked for. ---- */
 

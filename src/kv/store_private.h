@@ -22,6 +22,7 @@ struct nkv_store {
     struct nkv_pool slot_pool, chunk_pool; /* each large enough for the whole capacity */
     struct nkv_kv_seq **table;             /* open addressing by key, 2^table_shift entries, at most half full */
     uint32_t table_shift, n_seqs;
+    uint32_t next_detached; /* the id that the next detached sequence gets, if it is free */
 };
 
 /* Sizes that follow from a shape; everything else 0. */
@@ -31,6 +32,21 @@ void nkv_store_size(const struct nkv_kv_shape *shape, struct nkv_store *store_ou
 uint64_t nkv_store_used_bytes(const struct nkv_store *store);
 /* Is there room for so many more? returns: 0, or NKV_ENOSPC saying how much is missing. Takes nothing. */
 int nkv_store_charge(const struct nkv_store *store, uint64_t n_slots, uint64_t n_chunks);
+
+/*
+ * Puts in a sequence's place one of the same pages and tokens for head's key, name and max_tokens (at least as many).
+ * returns: 0, NKV_ENOSPC, NKV_ENOMEM: nothing changed.
+ */
+int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct nkv_kv_seq head,
+                         struct nkv_kv_seq **seq_out);
+/* Gives a sequence another key, which nobody has. */
+void nkv_store_rekey(struct nkv_store *store, struct nkv_kv_seq *seq, uint64_t key);
+/* Takes a published sequence from its client (named.c). */
+void nkv_store_detach(struct nkv_store *store, struct nkv_kv_seq *seq);
+/* Frees all that a sequence holds, published or not. */
+void nkv_store_free_seq(struct nkv_store *store, struct nkv_kv_seq *seq);
+/* Tokens that every layer holds. */
+uint32_t nkv_seq_shortest_layer(const struct nkv_store *store, const struct nkv_kv_seq *seq);
 
 /* The sequence table. insert: pre: its key is not in it. */
 int nkv_store_table_reserve(struct nkv_store *store);

@@ -17,8 +17,9 @@
 
 const char *op_name(uint8_t op)
 {
-    static const char *const names[NKV_OP_COUNT] = {"?",      "open",   "close", "fork",  "truncate", "append",
-                                                    "select", "attend", "read",  "write", "compute"};
+    static const char *const names[NKV_OP_COUNT] = {"?",       "open",    "close",  "fork", "truncate",
+                                                    "append",  "select",  "attend", "read", "write",
+                                                    "compute", "publish", "list"};
 
     return names[op < NKV_OP_COUNT ? op : 0];
 }

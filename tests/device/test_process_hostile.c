@@ -215,6 +215,7 @@ static void a_hostile_client_harms_nobody(void **state)
             a.n_drops += is_dropped(&a);
             go(&a);
             server_await_clients(&server, 1);
+            remove_published(&rig);
             assert_true(rig_stat(&rig).used_bytes == own);
             come(&a);
         }
@@ -228,6 +229,7 @@ static void a_hostile_client_harms_nobody(void **state)
         server_pause();
     assert_int_equal(count_files(), n_files);
     check_victim(&rig, &model);
+    remove_published(&rig);
     assert_true(rig_stat(&rig).used_bytes == own);
     model_close(&model);
     rig_close(&rig);
