@@ -24,6 +24,7 @@ void nkv_pool_take(struct nkv_pool *pool, uint32_t n, uint32_t *things_out);
 void nkv_pool_share(struct nkv_pool *pool, uint32_t thing);
 /* Drops one reference; the last one frees. */
 void nkv_pool_drop(struct nkv_pool *pool, uint32_t thing);
+uint32_t nkv_pool_refs(const struct nkv_pool *pool, uint32_t thing);
 bool nkv_pool_is_shared(const struct nkv_pool *pool, uint32_t thing);
 /* Says whether a thing holds data (for resident_bytes). */
 void nkv_pool_mark(struct nkv_pool *pool, uint32_t thing, bool holds_data);

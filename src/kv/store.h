@@ -49,6 +49,13 @@ struct nkv_kv_seq {
     uint32_t *tokens;         /* published: [max_tokens] ids; else NULL */
 };
 
+/* A client as the table of clients holds it; number 0: the entry is free. */
+struct nkv_store_client {
+    uint64_t id;
+    uint32_t number, reserved;
+};
+#define NKV_STORE_CLIENTS 64u
+
 /* The owner of published sequences that no client has; their ids are the store's choice. */
 #define NKV_OWNER_NONE UINT32_MAX
 
@@ -124,6 +131,19 @@ int nkv_store_find_named(const struct nkv_store *store, const struct nkv_seq_nam
 /* See NKV_OP_SEQ_LIST. returns: how many were described. */
 uint32_t nkv_store_list(const struct nkv_store *store, uint32_t first, uint32_t n, const uint32_t *tokens,
                         uint32_t n_tokens, struct nkv_seq_info *infos_out);
+
+/* ---- Clients (clients.c). State after a failure: unchanged. ---- */
+
+/* The number of the client of that id; 0: none. */
+uint32_t nkv_store_client_find(const struct nkv_store *store, uint64_t id);
+/* returns: 0; NKV_EINVAL: number is 0, NKV_OWNER_NONE or taken; NKV_ENOSPC: there are NKV_STORE_CLIENTS. */
+int nkv_store_client_add(struct nkv_store *store, uint32_t number, uint64_t id);
+/* Of a number that nobody has: does nothing. The sequences stay: close them before. */
+void nkv_store_client_remove(struct nkv_store *store, uint32_t number);
+/* returns: how many there are. */
+uint32_t nkv_store_client_numbers(const struct nkv_store *store, uint32_t numbers_out[NKV_STORE_CLIENTS]);
+/* What closing all sequences of an owner would free, and how many there are. returns: 0, NKV_ENOMEM. */
+int nkv_store_owner_usage(const struct nkv_store *store, uint32_t owner, uint64_t *bytes_out, uint32_t *n_out);
 
 /* ---- Data. pre: layer, page, kv_head in range; the sequence has what is asked for. ---- */
 
