@@ -11,7 +11,7 @@
  */
 #include "kv/store_private.h"
 
-static struct nkv_store_client *find_number(const struct nkv_store *store, uint32_t number)
+static struct nkv_kv_client *find_number(const struct nkv_store *store, uint32_t number)
 {
     for (uint32_t i = 0; i < NKV_STORE_CLIENTS; i++)
         if (store->clients[i].number == number)
@@ -19,7 +19,7 @@ static struct nkv_store_client *find_number(const struct nkv_store *store, uint3
     return NULL;
 }
 
-static void set_number(struct nkv_store_client *client, uint32_t number)
+static void set_number(struct nkv_kv_client *client, uint32_t number)
 {
     __atomic_store_n(&client->number, number, __ATOMIC_RELEASE);
 }
@@ -34,7 +34,7 @@ uint32_t nkv_store_client_find(const struct nkv_store *store, uint64_t id)
 
 int nkv_store_client_add(struct nkv_store *store, uint32_t number, uint64_t id)
 {
-    struct nkv_store_client *client = find_number(store, 0);
+    struct nkv_kv_client *client = find_number(store, 0);
 
     if (number == 0 || number == NKV_OWNER_NONE || find_number(store, number))
         FAIL(NKV_EINVAL, "client number %u is reserved or in use", number);
@@ -47,7 +47,7 @@ int nkv_store_client_add(struct nkv_store *store, uint32_t number, uint64_t id)
 
 void nkv_store_client_remove(struct nkv_store *store, uint32_t number)
 {
-    struct nkv_store_client *client = number ? find_number(store, number) : NULL;
+    struct nkv_kv_client *client = number ? find_number(store, number) : NULL;
 
     if (client)
         set_number(client, 0);

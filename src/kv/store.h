@@ -50,7 +50,7 @@ struct nkv_kv_seq {
 };
 
 /* A client as the table of clients holds it; number 0: the entry is free. */
-struct nkv_store_client {
+struct nkv_kv_client {
     uint64_t id;
     uint32_t number, reserved;
 };

@@ -23,8 +23,8 @@ struct nkv_store {
     struct nkv_kv_seq **table;             /* open addressing by key, 2^table_shift entries, at most half full */
     uint32_t table_shift, n_seqs;
     uint32_t next_detached;           /* the id that the next detached sequence gets, if it is free */
-    struct nkv_store_client *clients; /* [NKV_STORE_CLIENTS] */
-    struct nkv_store_client own_clients[NKV_STORE_CLIENTS];
+    struct nkv_kv_client *clients; /* [NKV_STORE_CLIENTS] */
+    struct nkv_kv_client own_clients[NKV_STORE_CLIENTS];
 };
 
 /* Sizes that follow from a shape; everything else 0. */
