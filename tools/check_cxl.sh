@@ -74,13 +74,14 @@ bridge() {
         -device "cxl-type3,bus=port$1,memdev=memory$1,lsa=labels$1,id=pnm$1,sn=$1")
     [ $spare = no ] || machine+=(-device "cxl-rp,port=1,bus=cxl.$1,id=spare$1,chassis=0,slot=$(($3 + 1))")
 }
-size=2G
+size=512M
 bridge 1 12 2
 bridge 2 32 4
 
+# maxmem makes QEMU write the table (SRAT) without which the kernel gives the windows no NUMA nodes.
 begin=$SECONDS
 limit=240
-timeout -k 5 $limit qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 1G -nodefaults -no-user-config -no-reboot -display none \
+timeout -k 5 $limit qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 1G,slots=1,maxmem=4G -nodefaults -no-user-config -no-reboot -display none \
     -M "q35,cxl=on,cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=$size,cxl-fmw.1.targets.0=cxl.2,cxl-fmw.1.size=$size" "${machine[@]}" \
     -kernel "$kernel" -initrd "$out/guest.cpio" -append "console=ttyS0 quiet panic=-1 MEMORY=${MEMORY:-dax}" -serial stdio </dev/null 2>&1 |
     tr -d '\r' >"$out/console.log" || echo "QEMU ended with an error, or was stopped after $limit s" | tee -a "$out/console.log"

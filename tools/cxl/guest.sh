@@ -45,9 +45,10 @@ wait_for() {
 
 # The memory devices are numbered as they are found; a window's own is the one behind its bridge.
 make_region() {
-    memdev=$(cxl list -M -d "$1" | sed -n 's/.*"memdev":"\([^"]*\)".*/\1/p')
+    memdev=$(cxl list -M -d "decoder0.$1" | sed -n 's/.*"memdev":"\([^"]*\)".*/\1/p')
     [ -n "$memdev" ] || { echo "no CXL memory device behind window $1"; return 1; }
-    cxl create-region -m -t pmem -d "$1" -w 1 "$memdev"
+    eval "memdev$1=$memdev"
+    cxl create-region -m -t pmem -d "decoder0.$1" -w 1 "$memdev"
 }
 
 make_namespace() {
@@ -56,7 +57,7 @@ make_namespace() {
 
 make_devices() {
     for n in 0 1; do
-        check "window $n becomes a region" make_region "decoder0.$n" || finish
+        check "window $n becomes a region" make_region $n || finish
         check "region $n becomes a DAX device" make_namespace "region$n" || finish
     done
 }
@@ -73,20 +74,29 @@ has() {
     grep -qF -e "$2" "$1" || { echo "$1 lacks: $2"; return 1; }
 }
 
+# place NAME TEXT...: what info's JSON has to say of a device.
+place() {
+    tr '{' '\n' </tmp/info.json | grep -F "\"name\":\"$1\"" >/tmp/place || { echo "info does not list $1"; return 1; }
+    shift
+    for text in "$@"; do
+        has /tmp/place "$text" || { cat /tmp/place; echo "info should say of it: $text"; return 1; }
+    done
+}
+
 # What the kernel says in /sys is what info has to say.
 check_info() {
     nearkv info >/tmp/info.txt 2>/tmp/info.err && nearkv info --json >/tmp/info.json 2>>/tmp/info.err || { cat /tmp/info.err; return 1; }
-    for n in 0 1; do
-        bytes=$(cat /sys/bus/dax/devices/dax$n.0/size)
-        has /tmp/info.json "\"kind\":\"dax\",\"name\":\"dax$n.0\",\"path\":\"/dev/dax$n.0\",\"bytes\":$bytes," || return 1
-        has /tmp/info.json "\"memory\":\"dax:/dev/dax$n.0\"" || return 1
-        has /tmp/info.txt "--memory dax:/dev/dax$n.0" || return 1
-        bytes=$(printf %d "$(cat /sys/bus/cxl/devices/mem$n/pmem/size)")
-        has /tmp/info.json "\"kind\":\"cxl\",\"name\":\"mem$n\",\"path\":\"/dev/cxl/mem$n\",\"bytes\":$bytes," || return 1
-        grep -q "^mem$n " /tmp/info.txt || { echo "info does not list mem$n"; return 1; }
-    done
-    has /tmp/info.txt "use       --memory dax:/dev/dax" || return 1
     [ ! -s /tmp/info.err ] || { echo "info prints messages of others: $(head -n 1 /tmp/info.err)"; return 1; }
+    for n in 0 1; do
+        eval "memdev=\$memdev$n"
+        place dax$n.0 '"kind":"dax"' "\"path\":\"/dev/dax$n.0\"" "\"bytes\":$(cat /sys/bus/dax/devices/dax$n.0/size)," \
+            "\"node\":$(cat /sys/bus/dax/devices/dax$n.0/target_node)," "\"memory\":\"dax:/dev/dax$n.0\"" "\"regions\":\"region$n\"" || return 1
+        place "$memdev" '"kind":"cxl"' "\"bytes\":$(printf %d "$(cat "/sys/bus/cxl/devices/$memdev/pmem/size")")," '"memory":null' \
+            "\"regions\":\"region$n\"" || return 1
+    done
+    [ "$(grep -c '^dax[01].0 .*, in region[01], --memory dax:/dev/dax[01].0$' /tmp/info.txt)" = 2 ] &&
+        [ "$(grep -c '^mem[01] .*, in region[01]$' /tmp/info.txt)" = 2 ] && has /tmp/info.txt "use       --memory dax:/dev/dax0.0" ||
+        { cat /tmp/info.txt; echo "the text does not say what JSON says"; return 1; }
 }
 
 # ---- Device processes ------------------------------------------------------------------------------------------------
