@@ -28,13 +28,17 @@ for tool in qemu-system-x86_64 cxl ndctl busybox cpio gcc; do
 done
 
 # Debian's kernel for virtual machines: unpacked, not installed, so that nothing of this machine's boot is touched.
+download() {
+    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '$1 == "Depends:" { print $2; exit }')
+    [ -n "$package" ] || { echo "the package lists have no linux-image-cloud-amd64"; return 1; }
+    (cd "$out" && rm -f linux-image-*.deb && apt-get download -qq "$package") 2>&1
+}
 if ! ls "$out"/kernel/boot/vmlinuz-* >/dev/null 2>&1; then
     command -v apt-get >/dev/null || skip "no apt-get to fetch a kernel with"
-    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '$1 == "Depends:" { print $2; exit }')
-    [ -n "$package" ] || skip "the package lists have no linux-image-cloud-amd64"
-    rm -rf "$out/kernel" "$out/kernel.part" "$out"/linux-image-*.deb
+    download >"$out/download.log" || { [ "$(id -u)" = 0 ] && apt-get update -qq >/dev/null 2>&1 && download >"$out/download.log"; } ||
+        skip "no kernel can be fetched: $(grep -v '^W:' "$out/download.log" | tail -n 1)"
+    rm -rf "$out/kernel" "$out/kernel.part"
     mkdir "$out/kernel.part"
-    (cd "$out" && apt-get download -qq "$package" >download.log 2>&1) || skip "$package cannot be fetched: $(tail -n 1 "$out/download.log")"
     dpkg --fsys-tarfile "$out"/linux-image-*.deb |
         tar -x -C "$out/kernel.part" --wildcards './boot/vmlinuz-*' './lib/modules/*/modules.*' './lib/modules/*/kernel/drivers/'{cxl,dax,nvdimm}
     rm "$out"/linux-image-*.deb
