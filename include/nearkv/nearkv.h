@@ -291,6 +291,9 @@ struct nkv_memory {
     uint32_t bandwidth_mb_s; /* reads by the nearest CPUs, as the firmware (HMAT) says; 0: not known */
     uint32_t latency_ns;
     char argument[112]; /* what to give to --memory: anon:SIZE, numa:N:SIZE, dax:PATH; "": nothing */
+    /* Of a CXL device the CXL regions that it is part of ("region0", several with commas), of a DAX device the one that
+     * its memory is in. "": none, or not known (only root may read a DAX device's address). */
+    char regions[64];
 };
 
 struct nkv_memory_list {
