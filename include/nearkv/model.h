@@ -50,6 +50,11 @@ NKV_API int nkv_model_open_random(const char *shape, enum nkv_dtype dtype, uint6
 NKV_API int nkv_model_open_blank(const char *shape, enum nkv_dtype dtype, struct nkv_model **model_out);
 NKV_API void nkv_model_close(struct nkv_model *model);
 NKV_API void nkv_model_info(const struct nkv_model *model, struct nkv_model_info *info_out);
+/*
+ * A number that stands for the weights and what is computed with them: a hash of a file's metadata and tensor table and
+ * of samples of every tensor. Models that differ only between the samples have the same one.
+ */
+NKV_API uint64_t nkv_model_fingerprint(const struct nkv_model *model);
 /* Writes the needle model as a GGUF file (f16 or f32), atomically: path appears whole or not at all. */
 NKV_API int nkv_needle_write(const char *path, enum nkv_dtype dtype);
 

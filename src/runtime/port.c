@@ -97,9 +97,9 @@ int port_stat(const struct port *port, struct nkv_device_stat *stat_out)
     return 0;
 }
 
-int port_map(struct port *port, uint64_t lane_bytes)
+int port_map(struct port *port, uint64_t lane_bytes, uint64_t control_bytes)
 {
-    uint64_t bytes = N_LANES * lane_bytes;
+    uint64_t bytes = N_LANES * lane_bytes + control_bytes;
     void *window;
 
     if (bytes > port->window_bytes) {
@@ -108,6 +108,7 @@ int port_map(struct port *port, uint64_t lane_bytes)
         port->window_bytes = bytes;
     }
     port->lane_bytes = lane_bytes;
+    port->control_bytes = control_bytes;
     return 0;
 }
 
