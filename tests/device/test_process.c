@@ -72,6 +72,10 @@ static void compare_runs(bool process)
     rig_close(&here);
     rig_close(&there);
     server_await_clients(&server, 0);
+    attach(&there, &server, &hostile_shape);
+    remove_published(&there);
+    rig_close(&there);
+    server_await_clients(&server, 0);
     assert_true(server_stat(&server).used_bytes == 0);
     server_close(&server);
 }
