@@ -66,8 +66,9 @@ struct nkv_serve_stat {
     uint64_t page_bytes;                                 /* one page, all layers; 0: no client has attached yet */
     uint64_t n_commands, busy_ns, uptime_ns;
     uint32_t n_threads, n_sequences, n_free_pages, n_total_pages;
-    uint32_t queue_depth; /* of all clients */
-    uint32_t n_clients;   /* entries of `clients` */
+    uint32_t queue_depth;      /* of all clients */
+    uint32_t n_clients;        /* entries of `clients` */
+    struct nkv_kv_shape shape; /* of what it holds; all 0: no client has attached yet */
     struct nkv_serve_client clients[NKV_SERVE_MAX_CLIENTS];
 };
 /* Asks the device that listens on a socket. returns: 0; NKV_ENOENT: nobody listens there; NKV_EDEVICE; NKV_ENOTSUP. */

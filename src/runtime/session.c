@@ -17,6 +17,8 @@
 
 #include <string.h>
 
+#include "kv/store.h"
+
 #define LIST_INFOS 32u
 
 /* Operands of a control command, as offsets from port_control_at. PUBLISH wants the ids right behind the name. */
@@ -44,10 +46,11 @@ int session_name(const char *name, uint64_t model, struct nkv_seq_name *name_out
 {
     struct nkv_seq_name padded = {.model = model};
 
-    if (!name || !*name || strlen(name) >= sizeof padded.name)
+    if (!name || strlen(name) >= sizeof padded.name)
         FAIL(NKV_EINVAL, "the name '%.80s' of a session: use from 1 to %u letters, digits and -_.", name ? name : "",
              NKV_SEQ_NAME_BYTES - 1);
     strncpy(padded.name, name, sizeof padded.name - 1);
+    TRY(nkv_seq_name_check(&padded));
     *name_out = padded;
     return 0;
 }
