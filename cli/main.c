@@ -22,6 +22,7 @@ static const struct {
     {"bench", bench_main, "measure speed: attend, decode, prefill, device"},
     {"pnmd", pnmd_main, "a PNM device as a process of its own"},
     {"pnm", pnm_main, "look at a device process: stat, list, show, remove"},
+    {"session", session_main, "sessions of run --session: export, import, list, remove"},
     {"sim", sim_main, "simulate hardware: run, sweep, paper, ablate, validate"},
     {"info", info_main, "topology, kernels, model, memory estimate"},
     {"needle", needle_main, "write the built-in needle model as a GGUF file"},

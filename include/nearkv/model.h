@@ -102,12 +102,10 @@ NKV_API int nkv_decoder_open(struct nkv_model *model, struct nkv_context *contex
                              const struct nkv_decoder_options *options, struct nkv_decoder **decoder_out);
 NKV_API void nkv_decoder_close(struct nkv_decoder *decoder);
 
-/* Called after each chunk; a nonzero return stops with NKV_ECANCELED (the sequence keeps the chunks that are done). */
-typedef int (*nkv_progress_fn)(void *arg, uint64_t n_done, uint64_t n_total);
-
 /*
  * Feeds tokens to one sequence (dense or sparse as the sequence was opened). logits_out: [n_vocab] of the last token,
- * may be NULL. Failing leaves the sequence at the last whole chunk (or ended, with its device's error).
+ * may be NULL. progress is called after each chunk; stopped, the sequence keeps the chunks that are done. Failing
+ * leaves the sequence at the last whole chunk (or ended, with its device's error).
  */
 NKV_API int nkv_prefill(struct nkv_decoder *decoder, struct nkv_seq *seq, const int32_t *tokens, size_t n_tokens,
                         float *logits_out, nkv_progress_fn progress, void *progress_arg);

@@ -209,6 +209,33 @@ NKV_API int nkv_session_find(struct nkv_context *context, const char *name, stru
 /* Frees a session. returns: 0; NKV_ENOENT; NKV_ESTATE: a client has it; a device's error. */
 NKV_API int nkv_session_remove(struct nkv_context *context, const char *name);
 
+/* Called now and then by what takes long; a nonzero return stops it with NKV_ECANCELED. */
+typedef int (*nkv_progress_fn)(void *arg, uint64_t n_done, uint64_t n_total);
+
+/*
+ * Writes a session to a file (docs/formats.md), which appears whole or not at all; the session stays as it is. progress
+ * counts bytes and may be NULL. returns: 0; NKV_ENOENT; NKV_ESTATE: a client has it; NKV_EINVAL: it holds no tokens;
+ * NKV_EIO, NKV_ECANCELED, a device's error.
+ */
+NKV_API int nkv_session_export(struct nkv_context *context, const char *name, const char *path,
+                               nkv_progress_fn progress, void *progress_arg);
+/*
+ * Makes a session of such a file, under its own name (NULL) or another. It is there when all is; what fails leaves
+ * nothing. returns: 0; NKV_EFORMAT: the file is damaged, or of another KV shape; NKV_ENOTSUP: of another version;
+ * NKV_ESTATE: there is one of that name; NKV_ENOSPC, NKV_ENOENT, NKV_EIO, NKV_ECANCELED, a device's error.
+ */
+NKV_API int nkv_session_import(struct nkv_context *context, const char *path, const char *name,
+                               nkv_progress_fn progress, void *progress_arg);
+struct nkv_session_file_info {
+    char name[56];
+    uint64_t model;
+    struct nkv_kv_shape shape;
+    uint32_t n_tokens;
+    uint64_t file_bytes;
+};
+/* What the header of such a file says. returns: 0, NKV_ENOENT, NKV_EFORMAT, NKV_ENOTSUP, NKV_EIO. */
+NKV_API int nkv_session_file_info(const char *path, struct nkv_session_file_info *info_out);
+
 /* ---- Steps
  * ----------------------------------------------------------------------------------------------------------------------
  */
