@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The clients of the device process: coming, saying hello, mapping windows, leaving. The first hello gives the device
- * its KV shape and opens the core; the shape may change only while nobody is attached, because the sequences of all
+ * its KV shape and opens the core; the shape may change only while it holds nothing, because the sequences of all
  * clients live in one store of one shape.
  *
  * A client is a file descriptor, a number and two shared regions. When it ends, be it by closing, dying or nonsense,
@@ -179,6 +179,11 @@ static int adopt_shape(struct nkv_serve *serve, const struct nkv_kv_shape *shape
         describe(&serve->cpu->shape, have);
         describe(shape, want);
         FAIL(NKV_ESTATE, "it holds %s for others: %s has to wait until they leave", have, want);
+    }
+    if (serve->cpu && nkv_cpu_read_stat(serve->cpu).n_sequences > 0) {
+        describe(&serve->cpu->shape, have);
+        describe(shape, want);
+        FAIL(NKV_ESTATE, "it holds sessions of %s: for %s remove them first (nearkv pnm list)", have, want);
     }
     TRY(open_core(serve, shape));
     describe(shape, have);
