@@ -73,6 +73,6 @@ int nkv_cpu_tokens(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv
     if (cmd->op == NKV_OP_READ)
         memcpy(ids, seq->tokens + cmd->pos, bytes);
     else
-        memcpy(seq->tokens + cmd->pos, ids, bytes);
+        nkv_store_put_ids(cpu->store, seq, cmd->pos, ids, cmd->n_tokens);
     return (int)cmd->n_tokens;
 }

@@ -175,15 +175,11 @@ static int adopt_shape(struct nkv_serve *serve, const struct nkv_kv_shape *shape
 
     if (serve->cpu && memcmp(&serve->cpu->shape, shape, sizeof *shape) == 0)
         return 0;
-    if (serve->cpu && count_attached(serve) > 0) {
+    if (serve->cpu && (count_attached(serve) > 0 || nkv_cpu_read_stat(serve->cpu).n_sequences > 0)) {
         describe(&serve->cpu->shape, have);
         describe(shape, want);
-        FAIL(NKV_ESTATE, "it holds %s for others: %s has to wait until they leave", have, want);
-    }
-    if (serve->cpu && nkv_cpu_read_stat(serve->cpu).n_sequences > 0) {
-        describe(&serve->cpu->shape, have);
-        describe(shape, want);
-        FAIL(NKV_ESTATE, "it holds sessions of %s: for %s remove them first (nearkv pnm list)", have, want);
+        FAIL(NKV_ESTATE, "it holds %s for others: %s has to wait until they leave and published sequences are removed",
+             have, want);
     }
     TRY(open_core(serve, shape));
     describe(shape, have);

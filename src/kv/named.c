@@ -61,6 +61,12 @@ int nkv_store_find_named(const struct nkv_store *store, const struct nkv_seq_nam
     return 0;
 }
 
+void nkv_store_put_ids(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t pos, const uint32_t *ids, uint32_t n)
+{
+    (void)store;
+    memcpy(seq->tokens + pos, ids, n * sizeof *ids);
+}
+
 int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, const uint32_t *ids,
                       uint32_t n_ids)
 {
@@ -81,7 +87,7 @@ int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_se
     head = *seq;
     head.name = *name;
     TRY(nkv_store_seq_remake(store, seq, head, &seq));
-    memcpy(seq->tokens, ids, n_ids * sizeof *ids);
+    nkv_store_put_ids(store, seq, 0, ids, n_ids);
     return 0;
 }
 
