@@ -45,7 +45,16 @@ struct nkv_device_config {
     uint64_t capacity_bytes; /* of pages and digests; 0: 80 % of what is free now */
     uint32_t n_threads;      /* 0: one per CPU */
     const char *name;        /* NULL: the backend's name */
+    /* "cpu": memory that outlives the process: "file:PATH" (it exists), "file:PATH:SIZE" (it is made if it does not),
+     * "dax:/dev/daxX.Y". capacity_bytes is what fits. NULL: ordinary memory. */
+    const char *memory;
 };
+
+/*
+ * The KV shape of the sequences that such memory holds. returns: 1; 0: it holds none, or is still to be made;
+ * NKV_EINVAL, NKV_ENOENT, NKV_ESTATE: in use; NKV_EFORMAT, NKV_ENOTSUP, NKV_EIO, NKV_ENOSPC, NKV_ENOMEM.
+ */
+NKV_API int nkv_memory_shape(const char *memory, struct nkv_kv_shape *shape_out);
 
 /*
  * Opens a device. spec: "cpu" or "cpu:key=value,..." (threads, capacity with suffix K/M/G/T, node: NUMA node);
@@ -53,8 +62,9 @@ struct nkv_device_config {
  * are its own: of config it takes the shape only. Wrappers go before it: "record:FILE:cpu", "fault:op=attend,n=3:cpu"
  * (the n-th such command fails; op=any). Keys of the spec win over config. The caller closes it with nkv_device_close,
  * after the context.
- * returns: 0; NKV_EINVAL naming the bad part; NKV_ENOMEM; "unix": NKV_ENOENT: nobody listens there; NKV_ESTATE: it
- * holds another shape; NKV_ENOTSUP: another version; NKV_EDEVICE, NKV_EIO.
+ * returns: 0; NKV_EINVAL naming the bad part; NKV_ENOMEM; with `memory`: what nkv_memory_shape returns; "unix":
+ * NKV_ENOENT: nobody listens there; NKV_ESTATE: it holds another shape; NKV_ENOTSUP: another version; NKV_EDEVICE,
+ * NKV_EIO.
  */
 NKV_API int nkv_device_open(const char *spec, const struct nkv_device_config *config, struct nkv_device **device_out);
 NKV_API void nkv_device_close(struct nkv_device *device);

@@ -35,12 +35,15 @@ struct nkv_serve_options {
      * none. */
     void (*log)(void *arg, const char *line);
     void *log_arg;
+    const char *memory; /* as struct nkv_device_config; what it holds is served from the beginning; NULL: ordinary */
+    bool format;        /* make what is in `memory` anew, whatever is there */
 };
 
 /*
  * Listens. A socket left behind by a process that ended is replaced. The KV shape is that of the first client; while it
  * or another is attached, later ones must have the same.
- * returns: 0; NKV_EINVAL; NKV_ESTATE: another device answers on the socket; NKV_EIO; NKV_ENOMEM.
+ * returns: 0; NKV_EINVAL; NKV_ESTATE: another device answers on the socket, or uses `memory`; what nkv_memory_shape
+ * returns; NKV_EIO; NKV_ENOMEM.
  */
 NKV_API int nkv_serve_open(const struct nkv_serve_options *options, struct nkv_serve **serve_out);
 /* Serves until nkv_serve_stop. Commands that clients had queued by then are finished. blocks. returns: 0, NKV_EIO. */

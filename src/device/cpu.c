@@ -145,6 +145,8 @@ static int open_parts(struct cpu_device *cpu, const struct nkv_cpu_config *confi
 {
     TRY(nkv_alloc(1, sizeof *cpu->queue, &cpu->queue));
     TRY(nkv_cpu_core_open(&cpu->core, config));
+    nkv_store_close_owners(cpu->core.store); /* of a process that is gone */
+    nkv_cpu_publish(&cpu->core);
     if (pthread_create(&cpu->leader, NULL, leader_main, cpu))
         FAIL(NKV_ENOMEM, "cannot start the device's leader thread");
     return 0;
@@ -152,7 +154,11 @@ static int open_parts(struct cpu_device *cpu, const struct nkv_cpu_config *confi
 
 int nkv_cpu_open(const char *args, const struct nkv_device_config *config, struct nkv_device **device_out)
 {
-    struct nkv_cpu_config core = {config->shape, config->capacity_bytes, config->n_threads, -1};
+    struct nkv_cpu_config core = {.shape = config->shape,
+                                  .capacity_bytes = config->capacity_bytes,
+                                  .n_threads = config->n_threads,
+                                  .node = -1,
+                                  .memory = config->memory};
     struct cpu_device *cpu;
     int status;
 

@@ -128,6 +128,19 @@ static void bind_worker(void *arg, uint32_t rank)
     nkv_cpu_bind_thread(cpu->binding, rank, cpu->n_threads, NULL);
 }
 
+static int open_store(struct nkv_cpu *cpu, const struct nkv_cpu_config *config)
+{
+    uint64_t capacity = config->capacity_bytes ? config->capacity_bytes : nkv_cpu_available_bytes() / 5 * 4;
+    struct nkv_image_options options;
+    char path[NKV_MEMORY_PATH_BYTES];
+
+    if (!config->memory)
+        return nkv_store_open(&config->shape, capacity, &cpu->store);
+    TRY(nkv_memory_parse(config->memory, &options, path));
+    options.format = config->format;
+    return nkv_store_open_image(&config->shape, &options, &cpu->store);
+}
+
 int nkv_cpu_core_open(struct nkv_cpu *cpu, const struct nkv_cpu_config *config)
 {
     const struct nkv_kv_shape *shape = &config->shape;
@@ -140,8 +153,8 @@ int nkv_cpu_core_open(struct nkv_cpu *cpu, const struct nkv_cpu_config *config)
     cpu->scale = shape->scale > 0 ? shape->scale : 1.0f / sqrtf((float)shape->head_dim);
     TRY(nkv_cpu_binding_open(config->node, &cpu->binding, &n_cpus));
     cpu->n_threads = config->n_threads ? config->n_threads : n_cpus;
-    cpu->capacity_bytes = config->capacity_bytes ? config->capacity_bytes : nkv_cpu_available_bytes() / 5 * 4;
-    TRY(nkv_store_open(shape, cpu->capacity_bytes, &cpu->store));
+    TRY(open_store(cpu, config));
+    cpu->capacity_bytes = nkv_store_capacity(cpu->store);
     nkv_store_memory(cpu->store, &memory, &bytes);
     nkv_cpu_bind_memory(cpu->binding, memory, bytes);
     TRY(nkv_cpu_scratch_open(cpu));

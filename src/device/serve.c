@@ -267,9 +267,30 @@ static int read_options(const struct nkv_serve_options *options, struct nkv_serv
     return 0;
 }
 
+/* What the memory holds is served from the beginning; what holds nothing gets its shape from the first client. */
+static int open_memory(struct nkv_serve *serve)
+{
+    struct nkv_kv_shape shape;
+    int held = 0;
+
+    if (!serve->options.memory || serve->options.format)
+        return 0;
+    held = nkv_memory_shape(serve->options.memory, &shape);
+    TRY(held);
+    if (held == 0)
+        return 0;
+    TRY(nkv_serve_open_core(serve, &shape));
+    nkv_serve_log(serve, "%u sequences are in %s", nkv_cpu_read_stat(serve->cpu).n_sequences, serve->options.memory);
+    if (nkv_store_n_lost(serve->cpu->store))
+        nkv_serve_log(serve, "%u sequences did not survive the crash of the system",
+                      nkv_store_n_lost(serve->cpu->store));
+    return 0;
+}
+
 static int open_parts(struct nkv_serve *serve, const struct nkv_serve_options *options)
 {
     TRY(read_options(options, serve));
+    TRY(open_memory(serve));
     serve->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (serve->stop_fd < 0)
         FAIL(NKV_EIO, "cannot open an eventfd: %s", strerror(errno));

@@ -54,8 +54,9 @@ struct nkv_serve {
     _Atomic uint32_t stop;
     bool stopping;
     uint64_t begin_ns, polled_ns;
-    struct nkv_cpu *cpu;          /* NULL: no client has said hello yet */
-    struct nkv_affinity affinity; /* of the serving thread, before it was bound */
+    struct nkv_cpu *cpu;                        /* NULL: no client has said hello yet */
+    struct nkv_affinity affinity;               /* of the serving thread, before it was bound */
+    uint64_t n_commands_before, busy_ns_before; /* of the cores before */
     uint32_t n_clients, next_number;
     struct serve_client *clients[NKV_SERVE_MAX_CLIENTS];
     struct serve_scraper scrapers[NKV_SERVE_SCRAPERS];
@@ -65,6 +66,9 @@ struct nkv_serve {
 void nkv_serve_log(const struct nkv_serve *serve, const char *format, ...) NKV_PRINTF(2, 3);
 
 /* ---- serve_client.c ---- */
+/* A core for this shape in place of the one there is. State after a failure: unchanged; with memory that outlives the
+ * process: there is none. */
+int nkv_serve_open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shape);
 void nkv_serve_accept(struct nkv_serve *serve);
 /* Takes what the client has sent. */
 void nkv_serve_listen_to(struct nkv_serve *serve, struct serve_client *client);

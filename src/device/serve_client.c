@@ -139,22 +139,32 @@ static void replace_core(struct nkv_serve *serve, struct nkv_cpu *cpu)
     if (serve->cpu) {
         struct nkv_device_stat stat = nkv_cpu_read_stat(serve->cpu);
 
-        atomic_store(&cpu->stat.n_commands, stat.n_commands);
-        atomic_store(&cpu->stat.busy_ns, stat.busy_ns);
+        serve->n_commands_before = stat.n_commands;
+        serve->busy_ns_before = stat.busy_ns;
         nkv_cpu_core_close(serve->cpu);
         nkv_free(serve->cpu);
+    }
+    if (cpu) {
+        atomic_store(&cpu->stat.n_commands, serve->n_commands_before);
+        atomic_store(&cpu->stat.busy_ns, serve->busy_ns_before);
     }
     serve->cpu = cpu;
 }
 
-/* A core for this shape in place of the one there is. State after a failure: unchanged. */
-static int open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shape)
+int nkv_serve_open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shape)
 {
     const struct nkv_serve_options *o = &serve->options;
-    struct nkv_cpu_config config = {*shape, o->capacity_bytes, o->n_threads, o->on_node ? (int)o->node : -1};
+    struct nkv_cpu_config config = {.shape = *shape,
+                                    .capacity_bytes = o->capacity_bytes,
+                                    .n_threads = o->n_threads,
+                                    .node = o->on_node ? (int)o->node : -1,
+                                    .memory = o->memory,
+                                    .format = o->format && !serve->cpu};
     struct nkv_cpu *cpu;
     int status;
 
+    if (o->memory)
+        replace_core(serve, NULL); /* it cannot be mapped twice */
     TRY(nkv_alloc(1, sizeof *cpu, &cpu));
     nkv_affinity_restore(&serve->affinity); /* threads inherit what their creator may use */
     status = nkv_cpu_core_open(cpu, &config);
@@ -181,7 +191,7 @@ static int adopt_shape(struct nkv_serve *serve, const struct nkv_kv_shape *shape
         FAIL(NKV_ESTATE, "it holds %s for others: %s has to wait until they leave and published sequences are removed",
              have, want);
     }
-    TRY(open_core(serve, shape));
+    TRY(nkv_serve_open_core(serve, shape));
     describe(shape, have);
     nkv_serve_log(serve, "shape: %s; room for %u pages", have, nkv_store_total_pages(serve->cpu->store));
     return 0;

@@ -61,12 +61,6 @@ int nkv_store_find_named(const struct nkv_store *store, const struct nkv_seq_nam
     return 0;
 }
 
-void nkv_store_put_ids(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t pos, const uint32_t *ids, uint32_t n)
-{
-    (void)store;
-    memcpy(seq->tokens + pos, ids, n * sizeof *ids);
-}
-
 int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, const uint32_t *ids,
                       uint32_t n_ids)
 {
@@ -86,9 +80,7 @@ int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_se
         FAIL(NKV_EINVAL, "ids of %u tokens of a sequence of at most %u", n_ids, seq->max_tokens);
     head = *seq;
     head.name = *name;
-    TRY(nkv_store_seq_remake(store, seq, head, &seq));
-    nkv_store_put_ids(store, seq, 0, ids, n_ids);
-    return 0;
+    return nkv_store_seq_remake(store, seq, head, ids, n_ids, &seq);
 }
 
 static uint64_t free_detached_key(struct nkv_store *store)
@@ -101,6 +93,13 @@ static uint64_t free_detached_key(struct nkv_store *store)
 void nkv_store_detach(struct nkv_store *store, struct nkv_kv_seq *seq)
 {
     nkv_store_rekey(store, seq, free_detached_key(store));
+    (void)nkv_store_sync(store); /* a refusal is found by checksums, should the system crash */
+}
+
+void nkv_store_put_ids(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t pos, const uint32_t *ids, uint32_t n)
+{
+    memcpy(seq->tokens + pos, ids, n * sizeof *ids);
+    nkv_image_record_pages(store, seq, pos / store->shape.page_tokens);
 }
 
 int nkv_store_attach(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, uint32_t max_tokens)
@@ -113,16 +112,19 @@ int nkv_store_attach(struct nkv_store *store, uint64_t key, const struct nkv_seq
         FAIL(NKV_EINVAL, "sequence %u is open already: close it or use another id", (uint32_t)key);
     if (seq->key >> 32 != NKV_OWNER_NONE)
         FAIL(NKV_ESTATE, "sequence '%s' is in use by a client: wait until it ends or use another name", name->name);
-    if (max_tokens > seq->max_tokens) {
-        struct nkv_kv_seq head = *seq;
-
-        head.max_tokens = max_tokens;
-        TRY(nkv_store_seq_remake(store, seq, head, &seq));
-    }
     /* What a step that was never finished left behind is shared with nobody, so cutting it off takes no room. */
     n_tokens = nkv_seq_shortest_layer(store, seq);
     TRY(nkv_store_seq_truncate(store, seq->key, n_tokens));
-    nkv_store_rekey(store, seq, key);
+    if (max_tokens > seq->max_tokens) {
+        struct nkv_kv_seq head = *seq;
+
+        head.key = key;
+        head.id = (uint32_t)key;
+        head.max_tokens = max_tokens;
+        TRY(nkv_store_seq_remake(store, seq, head, NULL, 0, &seq));
+    } else {
+        nkv_store_rekey(store, seq, key);
+    }
     return (int)n_tokens;
 }
 

@@ -37,6 +37,12 @@ static uint32_t find_run(const struct nkv_pool *pool, uint32_t n)
     return pool->n - start >= n ? start : pool->n;
 }
 
+static void skip_used(struct nkv_pool *pool)
+{
+    while (pool->low_free < pool->high && pool->refs[pool->low_free])
+        pool->low_free++;
+}
+
 void nkv_pool_take(struct nkv_pool *pool, uint32_t n, uint32_t *things_out)
 {
     uint32_t at = find_run(pool, n);
@@ -52,8 +58,28 @@ void nkv_pool_take(struct nkv_pool *pool, uint32_t n, uint32_t *things_out)
             pool->high = at + 1;
     }
     pool->n_used += n;
-    while (pool->low_free < pool->high && pool->refs[pool->low_free])
-        pool->low_free++;
+    skip_used(pool);
+}
+
+bool nkv_pool_take_run(struct nkv_pool *pool, uint32_t n, uint32_t *first_out)
+{
+    uint32_t at = find_run(pool, n);
+
+    if (at == pool->n)
+        return false;
+    for (uint32_t i = 0; i < n; i++)
+        nkv_pool_claim(pool, at + i);
+    *first_out = at;
+    return true;
+}
+
+void nkv_pool_claim(struct nkv_pool *pool, uint32_t thing)
+{
+    pool->n_used += pool->refs[thing] == 0;
+    pool->refs[thing]++;
+    if (thing >= pool->high)
+        pool->high = thing + 1;
+    skip_used(pool);
 }
 
 void nkv_pool_share(struct nkv_pool *pool, uint32_t thing)

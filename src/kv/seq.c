@@ -46,6 +46,7 @@ static int seq_new(struct nkv_store *store, struct nkv_kv_seq head, struct kept 
     struct nkv_kv_seq *seq = NULL;
     uint32_t n_layers = store->shape.n_layers;
     size_t n_words;
+    int status;
 
     head.n_pages = pages_of(store, head.max_tokens);
     head.n_slots = head.flags & NKV_NO_PAGES ? 1 : head.n_pages;
@@ -53,7 +54,7 @@ static int seq_new(struct nkv_store *store, struct nkv_kv_seq head, struct kept 
     TRY(nkv_store_charge(store, head.n_slots - kept.n_slots, head.n_chunks - kept.n_chunks));
     TRY(nkv_store_table_reserve(store));
     n_words = (size_t)head.n_slots + head.n_chunks + 2 * (size_t)n_layers;
-    if (nkv_seq_is_published(&head))
+    if (nkv_seq_is_published(&head) && !store->image)
         n_words += head.max_tokens;
     TRY(nkv_alloc(1, sizeof head + sizeof(uint32_t) * n_words, &seq));
     *seq = head;
@@ -64,6 +65,11 @@ static int seq_new(struct nkv_store *store, struct nkv_kv_seq head, struct kept 
     seq->tokens = nkv_seq_is_published(seq) ? seq->lengths + 2 * n_layers : NULL;
     for (uint32_t layer = 0; seq->held && layer < n_layers; layer++)
         seq->held[layer] = NKV_PAGE_NONE;
+    status = nkv_image_reserve(store, seq);
+    if (status < 0) {
+        nkv_free(seq);
+        return status;
+    }
     nkv_pool_take(&store->slot_pool, seq->n_slots - kept.n_slots, seq->slots + kept.n_slots);
     nkv_pool_take(&store->chunk_pool, seq->n_chunks - kept.n_chunks, seq->chunks + kept.n_chunks);
     *seq_out = seq;
@@ -110,6 +116,7 @@ int nkv_store_seq_open(struct nkv_store *store, uint64_t key, uint32_t max_token
     TRY(seq_new(store, head, (struct kept){0}, &seq));
     if (flags & NKV_SLOTS)
         clear_slots(store, seq);
+    nkv_image_enter(store, seq);
     nkv_store_table_insert(store, seq);
     return 0;
 }
@@ -126,6 +133,7 @@ static int find(const struct nkv_store *store, uint64_t key, struct nkv_kv_seq *
 
 void nkv_store_free_seq(struct nkv_store *store, struct nkv_kv_seq *seq)
 {
+    nkv_image_forget(store, seq);
     nkv_store_table_remove(store, seq->key);
     for (uint32_t i = 0; i < seq->n_slots; i++)
         nkv_pool_drop(&store->slot_pool, seq->slots[i]);
@@ -152,20 +160,32 @@ int nkv_store_seq_close(struct nkv_store *store, uint64_t key)
 }
 
 /* Removing an entry moves others, also to places that were passed, so the search begins anew. */
-uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner)
+static uint32_t close_those_of(struct nkv_store *store, uint32_t first_owner, uint32_t last_owner)
 {
     uint32_t n = 0, i = 0;
 
     while (i < 1u << store->table_shift) {
-        if (!store->table[i] || store->table[i]->key >> 32 != owner) {
+        struct nkv_kv_seq *seq = store->table[i];
+
+        if (!seq || seq->key >> 32 < first_owner || seq->key >> 32 > last_owner) {
             i++;
             continue;
         }
-        close_seq(store, store->table[i]);
+        close_seq(store, seq);
         n++;
         i = 0;
     }
     return n;
+}
+
+uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner)
+{
+    return close_those_of(store, owner, owner);
+}
+
+void nkv_store_close_owners(struct nkv_store *store)
+{
+    (void)close_those_of(store, 0, NKV_OWNER_NONE - 1);
 }
 
 void nkv_store_rekey(struct nkv_store *store, struct nkv_kv_seq *seq, uint64_t key)
@@ -174,10 +194,11 @@ void nkv_store_rekey(struct nkv_store *store, struct nkv_kv_seq *seq, uint64_t k
     seq->key = key;
     seq->id = (uint32_t)key;
     nkv_store_table_insert(store, seq);
+    nkv_image_rekey(store, seq);
 }
 
-int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct nkv_kv_seq head,
-                         struct nkv_kv_seq **seq_out)
+int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct nkv_kv_seq head, const uint32_t *ids,
+                         uint32_t n_ids, struct nkv_kv_seq **seq_out)
 {
     struct nkv_kv_seq *seq;
 
@@ -188,6 +209,10 @@ int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct
     memcpy(seq->lengths, old->lengths, store->shape.n_layers * sizeof *seq->lengths);
     if (old->tokens)
         memcpy(seq->tokens, old->tokens, old->max_tokens * sizeof *seq->tokens);
+    if (n_ids)
+        memcpy(seq->tokens, ids, n_ids * sizeof *seq->tokens);
+    nkv_image_enter(store, seq);
+    nkv_image_drop_blocks(store, old->place);
     nkv_store_table_remove(store, old->key);
     nkv_free(old);
     nkv_store_table_insert(store, seq);
@@ -200,6 +225,7 @@ static void copy_slot(struct nkv_store *store, uint32_t from, uint32_t to)
     for (uint32_t layer = 0; layer < store->shape.n_layers; layer++)
         memcpy(nkv_store_frame(store, layer, to), nkv_store_frame(store, layer, from), store->frame_bytes);
     nkv_pool_mark(&store->slot_pool, to, true);
+    nkv_image_touch_slot(store, to);
 }
 
 /* The digests of the first n_pages pages of a chunk. */
@@ -210,6 +236,7 @@ static void copy_chunk(struct nkv_store *store, uint32_t from, uint32_t to, uint
             memcpy(nkv_store_run(store, to, layer, head), nkv_store_run(store, from, layer, head),
                    n_pages * store->digest_bytes);
     nkv_pool_mark(&store->chunk_pool, to, true);
+    nkv_image_touch_chunk(store, to);
 }
 
 static int check_fork(const struct nkv_store *store, const struct nkv_kv_seq *parent, uint32_t n_tokens,
@@ -273,6 +300,7 @@ int nkv_store_seq_fork(struct nkv_store *store, uint64_t key, uint64_t parent_ke
     head.flags = parent->flags;
     TRY(seq_new(store, head, kept_of_fork(store, head.flags, n_tokens), &seq));
     fork_data(store, parent, seq, n_tokens);
+    nkv_image_enter(store, seq);
     nkv_store_table_insert(store, seq);
     return 0;
 }
@@ -369,30 +397,60 @@ uint32_t nkv_seq_shortest_layer(const struct nkv_store *store, const struct nkv_
     return shortest;
 }
 
+/* Cuts what the tables say; the data and the image follow. */
+static void cut(const struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t n_tokens)
+{
+    for (uint32_t layer = 0; layer < store->shape.n_layers; layer++) {
+        if (seq->lengths[layer] <= n_tokens)
+            continue;
+        seq->lengths[layer] = n_tokens;
+        if (seq->held && n_tokens % store->shape.page_tokens == 0)
+            seq->held[layer] = NKV_PAGE_NONE;
+    }
+}
+
 int nkv_store_seq_truncate(struct nkv_store *store, uint64_t key, uint32_t n_tokens)
 {
     struct nkv_kv_seq *seq = NULL;
-    uint32_t n_full = n_tokens / store->shape.page_tokens;
+    struct nkv_image_place before;
+    uint32_t n_full = n_tokens / store->shape.page_tokens, n_slots, n_chunks;
     bool open = n_tokens % store->shape.page_tokens != 0;
 
     TRY(find(store, key, &seq));
     TRY(check_truncate(store, seq, n_tokens));
     if (longest_layer(store, seq) <= n_tokens)
         return 0;
-    TRY(nkv_store_charge(
-        store, seq->held ? 0 : count_shared(&store->slot_pool, seq->slots, n_full, seq->n_slots),
-        count_shared(&store->chunk_pool, seq->chunks, n_full / NKV_DIGEST_CHUNK_PAGES, seq->n_chunks)));
+    n_slots = seq->held ? 0 : count_shared(&store->slot_pool, seq->slots, n_full, seq->n_slots);
+    n_chunks = count_shared(&store->chunk_pool, seq->chunks, n_full / NKV_DIGEST_CHUNK_PAGES, seq->n_chunks);
+    TRY(nkv_store_charge(store, n_slots, n_chunks));
+    before = seq->place;
+    if (n_slots + n_chunks)
+        TRY(nkv_image_renew(store, seq));
     if (!seq->held)
         own_slots(store, seq, n_full, open);
     own_chunks(store, seq, n_full);
-    for (uint32_t layer = 0; layer < store->shape.n_layers; layer++) {
-        if (seq->lengths[layer] <= n_tokens)
-            continue;
-        seq->lengths[layer] = n_tokens;
-        if (seq->held && !open)
-            seq->held[layer] = NKV_PAGE_NONE;
+    cut(store, seq, n_tokens);
+    if (n_slots + n_chunks) {
+        nkv_image_enter(store, seq);
+        nkv_image_drop_blocks(store, before);
+        return 0;
     }
+    for (uint32_t layer = 0; layer < store->shape.n_layers; layer++)
+        nkv_image_commit(store, seq, layer);
     return 0;
+}
+
+/* Pages and chunks that hold data now, and their checksums. */
+static void mark_pages(struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer, uint32_t before,
+                       uint32_t after)
+{
+    uint32_t page_tokens = store->shape.page_tokens, page0 = before / page_tokens, full_end = after / page_tokens;
+
+    for (uint32_t page = page0; page <= (after - 1) / page_tokens; page++) {
+        nkv_pool_mark(&store->slot_pool, seq->slots[page], true);
+        nkv_image_touch_slot(store, seq->slots[page]);
+    }
+    nkv_image_seal(store, seq, layer, page0, full_end);
 }
 
 void nkv_store_extend(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t layer, uint32_t n_tokens,
@@ -407,11 +465,14 @@ void nkv_store_extend(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t 
         seq->held[layer] = with_pages ? (after - 1) / page_tokens : NKV_PAGE_NONE;
     if (seq->held && with_pages)
         nkv_pool_mark(&store->slot_pool, seq->slots[0], true);
-    for (uint32_t page = before / page_tokens; !seq->held && page <= (after - 1) / page_tokens; page++)
-        nkv_pool_mark(&store->slot_pool, seq->slots[page], true);
-    if (!seq->n_chunks || after / page_tokens == before / page_tokens)
-        return;
-    for (uint32_t i = before / page_tokens / NKV_DIGEST_CHUNK_PAGES;
-         i <= (after / page_tokens - 1) / NKV_DIGEST_CHUNK_PAGES; i++)
-        nkv_pool_mark(&store->chunk_pool, seq->chunks[i], true);
+    if (!seq->held)
+        mark_pages(store, seq, layer, before, after);
+    if (seq->n_chunks && after / page_tokens != before / page_tokens)
+        for (uint32_t i = before / page_tokens / NKV_DIGEST_CHUNK_PAGES;
+             i <= (after / page_tokens - 1) / NKV_DIGEST_CHUNK_PAGES; i++) {
+            nkv_pool_mark(&store->chunk_pool, seq->chunks[i], true);
+            nkv_image_touch_chunk(store, seq->chunks[i]);
+        }
+    nkv_image_record_pages(store, seq, UINT32_MAX);
+    nkv_image_commit(store, seq, layer);
 }

@@ -240,6 +240,46 @@ static void forks_by_name_share_pages_and_lists_tell(void **state)
     rig_close(&rig);
 }
 
+static void files_keep_published_sequences(void **state)
+{
+    struct nkv_device_config config = rig_config(&small, 1);
+    char memory[80], path[64];
+    struct nkv_kv_shape shape;
+    struct rig rig;
+    struct model model;
+    uint64_t random = 8;
+
+    (void)state;
+    snprintf(path, sizeof path, "/tmp/nkv-named-%d", (int)getpid());
+    snprintf(memory, sizeof memory, "file:%s:1M", path);
+    config.memory = memory;
+    model_open(&model, &small, 100);
+    rig_open(&rig, "cpu", &config);
+    assert_int_equal(rig_seq_open(&rig, 1, 40, 0), 0);
+    assert_int_equal(rig_seq_open(&rig, 2, 40, 0), 0);
+    append_both(&rig, &model, 1, 30, &random);
+    assert_int_equal(publish(&rig, 1, "stays", 1), 0);
+    assert_int_equal(nkv_memory_shape(memory, &shape), NKV_ESTATE); /* in use */
+    rig_close(&rig);
+    snprintf(memory, sizeof memory, "file:%s", path);
+    assert_int_equal(nkv_memory_shape(memory, &shape), 1);
+    assert_memory_equal(&shape, &small, sizeof shape);
+    rig_open(&rig, "cpu", &config);
+    assert_int_equal(rig_stat(&rig).n_sequences, 1);
+    assert_int_equal(attach(&rig, 5, "stays", 1, 60), 30);
+    check(&rig, &model, 5);
+    append_both(&rig, &model, 5, 25, &random);
+    check(&rig, &model, 5);
+    assert_int_equal(remove_named(&rig, 5), 0);
+    assert_true(rig_stat(&rig).used_bytes == 0);
+    rig_close(&rig);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(nkv_memory_shape(memory, &shape), NKV_ENOENT);
+    assert_int_equal(nkv_memory_shape("anon:1M", &shape), NKV_EINVAL);
+    assert_int_equal(nkv_memory_shape("dax:/dev/null", &shape), NKV_EINVAL);
+    model_close(&model);
+}
+
 static void clients_go_and_published_sequences_stay(void **state)
 {
     struct nkv_device_config config = rig_config(&small, 1);
@@ -274,6 +314,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_published_sequence_is_taken_over_and_grown),
         cmocka_unit_test(names_are_checked),
         cmocka_unit_test(forks_by_name_share_pages_and_lists_tell),
+        cmocka_unit_test(files_keep_published_sequences),
         cmocka_unit_test(clients_go_and_published_sequences_stay),
     };
 
