@@ -23,11 +23,12 @@ static const char usage[] =
     "  --metrics unix:PATH     a socket that answers HTTP with a Prometheus page\n"
     "  --threads N             threads (one per CPU beside the memory)\n"
     "  --name NAME             what clients call it (pnm)\n"
+    "  --keep SECONDS          after a restart, how long sequences wait for their clients (60)\n"
     "  --quiet                 no line on stderr when a client comes or leaves\n"
     "\n"
     "SIGTERM and SIGINT end it when the commands that are queued are done.\n";
 
-enum { MEMORY = 256, FORMAT, LISTEN, METRICS, THREADS, NAME, QUIET, HELP };
+enum { MEMORY = 256, FORMAT, LISTEN, METRICS, THREADS, NAME, KEEP, QUIET, HELP };
 
 static const struct option long_options[] = {
     {"memory", required_argument, NULL, MEMORY},
@@ -36,6 +37,7 @@ static const struct option long_options[] = {
     {"metrics", required_argument, NULL, METRICS},
     {"threads", required_argument, NULL, THREADS},
     {"name", required_argument, NULL, NAME},
+    {"keep", required_argument, NULL, KEEP},
     {"quiet", no_argument, NULL, QUIET},
     {"help", no_argument, NULL, HELP},
     {NULL, 0, NULL, 0},
@@ -91,6 +93,15 @@ static int read_socket(const char *flag, const char *arg, const char **path_out)
     return CLI_OK;
 }
 
+static int read_keep(const char *arg, struct nkv_serve_options *o)
+{
+    uint32_t seconds = 0;
+    int rc = cli_u32("--keep", arg, 1, 86400, &seconds);
+
+    o->keep_ms = seconds * 1000;
+    return rc;
+}
+
 static int read_flag(int flag, const char *arg, struct nkv_serve_options *o)
 {
     switch (flag) {
@@ -108,6 +119,8 @@ static int read_flag(int flag, const char *arg, struct nkv_serve_options *o)
     case NAME:
         o->name = arg;
         return CLI_OK;
+    case KEEP:
+        return read_keep(arg, o);
     case QUIET:
         o->log = NULL;
         return CLI_OK;

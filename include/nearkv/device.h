@@ -283,7 +283,9 @@ struct nkv_device_ops {
     const char *backend; /* "cpu" */
     int (*caps)(struct nkv_device *device, struct nkv_device_caps *caps_out);
     /* Maps the I/O window with at least `bytes` bytes, 64-byte aligned, or grows it; called with nothing in flight. Old
-     * contents are lost. */
+     * contents are lost. On a device that was lost (a call failed with NKV_EDEVICE; what was in flight is lost with
+     * it): reconnects where the backend can, with the sequences that the device kept and no others; NKV_EDEVICE where
+     * it cannot, or not yet; the window of before is valid until it succeeds. */
     int (*map)(struct nkv_device *device, uint64_t bytes, void **window_out);
     /* Queues n commands; all or none. NKV_ENOSPC when n is more than the queue's free entries (it has at least 256; a
      * command takes one until its completion is reaped). */

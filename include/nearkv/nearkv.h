@@ -102,6 +102,14 @@ struct nkv_context_options {
 NKV_API int nkv_context_open(const struct nkv_context_options *options, struct nkv_context **context_out);
 /* Closes its sequences, too. */
 NKV_API void nkv_context_close(struct nkv_context *context);
+/*
+ * After a device was lost (sequences failed with NKV_EDEVICE): tries to reach each lost device again, for at most
+ * timeout_ms milliseconds. Then nkv_seq_truncate(seq, nkv_seq_length(seq)) makes a sequence of it that failed usable
+ * again, if the device kept it (a device process on memory that outlives it does), and tokens are fed from there on.
+ * blocks. returns: how many devices are there again (0: none was lost); NKV_EDEVICE: one is still lost (others may be
+ * there again); NKV_ESTATE: a ticket is in flight, or the device now holds another shape; a device's error.
+ */
+NKV_API int nkv_context_recover(struct nkv_context *context, uint64_t timeout_ms);
 /* The shape it was opened with. */
 NKV_API void nkv_context_shape(const struct nkv_context *context, struct nkv_kv_shape *shape_out);
 
@@ -147,7 +155,8 @@ NKV_API void nkv_seq_close(struct nkv_seq *seq);
 NKV_API int nkv_seq_fork(struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq_options *options,
                          struct nkv_seq **seq_out);
 /* Forgets all but the first n_tokens tokens. Also makes a sequence usable again after a failed step, if n_tokens <= its
- * length. */
+ * length. returns: 0; NKV_EINVAL; NKV_ESTATE: it is in a ticket; NKV_ENOENT: its device was lost and came back without
+ * it; a device's error. */
 NKV_API int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens);
 /* Committed tokens. */
 NKV_API uint32_t nkv_seq_length(const struct nkv_seq *seq);
@@ -371,6 +380,9 @@ struct nkv_memory {
     uint32_t bandwidth_mb_s; /* reads by the nearest CPUs, as the firmware (HMAT) says; 0: not known */
     uint32_t latency_ns;
     char argument[112]; /* what to give to --memory: anon:SIZE, numa:N:SIZE, dax:PATH; "": nothing */
+    /* Of a CXL device the CXL regions that it is part of ("region0", several with commas), of a DAX device the one that
+     * its memory is in. "": none, or not known (only root may read a DAX device's address). */
+    char regions[64];
 };
 
 struct nkv_memory_list {

@@ -37,6 +37,9 @@ struct nkv_serve_options {
     void *log_arg;
     const char *memory; /* as struct nkv_device_config; what it holds is served from the beginning; NULL: ordinary */
     bool format;        /* make what is in `memory` anew, whatever is there */
+    /* How long sequences that a device finds in its memory when it starts wait for their clients to come back, in
+     * milliseconds; 0: 60,000. Those that are published stay in any case. */
+    uint32_t keep_ms;
 };
 
 /*
@@ -69,8 +72,10 @@ struct nkv_serve_stat {
     uint64_t page_bytes;                                 /* one page, all layers; 0: no client has attached yet */
     uint64_t n_commands, busy_ns, uptime_ns;
     uint32_t n_threads, n_sequences, n_free_pages, n_total_pages;
-    uint32_t queue_depth;      /* of all clients */
-    uint32_t n_clients;        /* entries of `clients` */
+    uint32_t queue_depth; /* of all clients */
+    uint32_t n_clients;   /* entries of `clients` */
+    uint32_t n_absent;    /* clients of before a restart, whose sequences are kept until they come back */
+    uint32_t reserved;
     struct nkv_kv_shape shape; /* of what it holds; all 0: no client has attached yet */
     struct nkv_serve_client clients[NKV_SERVE_MAX_CLIENTS];
 };

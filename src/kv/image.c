@@ -204,6 +204,7 @@ static int open_store_parts(struct nkv_store *store)
     store->extent_shift = super->extent_shift;
     store->frames = (char *)image->memory.base + super->frames_at;
     store->chunks = (char *)image->memory.base + super->chunks_at;
+    store->clients = (struct nkv_kv_client *)(void *)((char *)image->memory.base + super->clients_at);
     TRY(nkv_alloc(super->n_slots, 1, &image->dirty_slots));
     TRY(nkv_alloc(super->n_chunks, 1, &image->dirty_chunks));
     TRY(nkv_pool_open(super->n_blocks, &image->block_pool));

@@ -100,9 +100,14 @@ void nkv_pool_drop(struct nkv_pool *pool, uint32_t thing)
         pool->low_free = thing;
 }
 
+uint32_t nkv_pool_refs(const struct nkv_pool *pool, uint32_t thing)
+{
+    return pool->refs[thing] & ~HOLDS_DATA;
+}
+
 bool nkv_pool_is_shared(const struct nkv_pool *pool, uint32_t thing)
 {
-    return (pool->refs[thing] & ~HOLDS_DATA) > 1;
+    return nkv_pool_refs(pool, thing) > 1;
 }
 
 void nkv_pool_mark(struct nkv_pool *pool, uint32_t thing, bool holds_data)

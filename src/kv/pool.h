@@ -28,6 +28,7 @@ void nkv_pool_claim(struct nkv_pool *pool, uint32_t thing);
 void nkv_pool_share(struct nkv_pool *pool, uint32_t thing);
 /* Drops one reference; the last one frees. */
 void nkv_pool_drop(struct nkv_pool *pool, uint32_t thing);
+uint32_t nkv_pool_refs(const struct nkv_pool *pool, uint32_t thing);
 bool nkv_pool_is_shared(const struct nkv_pool *pool, uint32_t thing);
 /* Says whether a thing holds data (for resident_bytes). */
 void nkv_pool_mark(struct nkv_pool *pool, uint32_t thing, bool holds_data);

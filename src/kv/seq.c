@@ -160,32 +160,33 @@ int nkv_store_seq_close(struct nkv_store *store, uint64_t key)
 }
 
 /* Removing an entry moves others, also to places that were passed, so the search begins anew. */
-static uint32_t close_those_of(struct nkv_store *store, uint32_t first_owner, uint32_t last_owner)
+uint32_t nkv_store_close_where(struct nkv_store *store,
+                               bool (*is_one)(const struct nkv_store *store, uint32_t owner, uint32_t arg),
+                               uint32_t arg)
 {
     uint32_t n = 0, i = 0;
 
     while (i < 1u << store->table_shift) {
-        struct nkv_kv_seq *seq = store->table[i];
-
-        if (!seq || seq->key >> 32 < first_owner || seq->key >> 32 > last_owner) {
+        if (!store->table[i] || !is_one(store, (uint32_t)(store->table[i]->key >> 32), arg)) {
             i++;
             continue;
         }
-        close_seq(store, seq);
+        close_seq(store, store->table[i]);
         n++;
         i = 0;
     }
     return n;
 }
 
-uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner)
+static bool is_owner(const struct nkv_store *store, uint32_t owner, uint32_t wanted)
 {
-    return close_those_of(store, owner, owner);
+    (void)store;
+    return owner == wanted;
 }
 
-void nkv_store_close_owners(struct nkv_store *store)
+uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner)
 {
-    (void)close_those_of(store, 0, NKV_OWNER_NONE - 1);
+    return nkv_store_close_where(store, is_owner, owner);
 }
 
 void nkv_store_rekey(struct nkv_store *store, struct nkv_kv_seq *seq, uint64_t key)

@@ -78,6 +78,7 @@ int nkv_store_open(const struct nkv_kv_shape *shape, uint64_t capacity_bytes, st
     TRY(nkv_alloc(1, sizeof *store, &store));
     nkv_store_size(shape, store);
     store->capacity_bytes = capacity_bytes;
+    store->clients = store->own_clients;
     status = open_parts(store);
     if (status < 0) {
         nkv_store_free(store);

@@ -32,13 +32,6 @@
 
 struct nkv_store;
 
-/* A client of a device, so that it is known again. */
-struct nkv_kv_client {
-    uint64_t id;     /* its own choice */
-    uint32_t number; /* owner of its sequences; 0: no client */
-    uint32_t reserved;
-};
-
 /* Where the state of a sequence lies in an image (kv/image.h). */
 struct nkv_image_place {
     uint32_t root, block, n_blocks; /* root NKV_PAGE_NONE: not in the image */
@@ -62,6 +55,13 @@ struct nkv_kv_seq {
     uint32_t *tokens;         /* published: [max_tokens] ids; else NULL */
     struct nkv_image_place place;
 };
+
+/* A client as the table of clients holds it; number 0: the entry is free. */
+struct nkv_kv_client {
+    uint64_t id;
+    uint32_t number, reserved;
+};
+#define NKV_STORE_CLIENTS 64u
 
 /* The owner of published sequences that no client has; their ids are the store's choice. */
 #define NKV_OWNER_NONE UINT32_MAX
@@ -138,8 +138,6 @@ int nkv_store_seq_open(struct nkv_store *store, uint64_t key, uint32_t max_token
 int nkv_store_seq_close(struct nkv_store *store, uint64_t key);
 /* Closes every sequence of one owner. returns: how many. */
 uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner);
-/* Closes those of every client. */
-void nkv_store_close_owners(struct nkv_store *store);
 /* See NKV_OP_SEQ_FORK. returns: 0, NKV_EINVAL, NKV_ENOENT, NKV_ENOSPC, NKV_ENOMEM. */
 int nkv_store_seq_fork(struct nkv_store *store, uint64_t key, uint64_t parent_key, uint32_t n_tokens,
                        uint32_t max_tokens);
@@ -172,6 +170,21 @@ void nkv_store_put_ids(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t
 /* See NKV_OP_SEQ_LIST. returns: how many were described. */
 uint32_t nkv_store_list(const struct nkv_store *store, uint32_t first, uint32_t n, const uint32_t *tokens,
                         uint32_t n_tokens, struct nkv_seq_info *infos_out);
+
+/* ---- Clients (clients.c). State after a failure: unchanged. ---- */
+
+/* The number of the client of that id; 0: none. */
+uint32_t nkv_store_client_find(const struct nkv_store *store, uint64_t id);
+/* returns: 0; NKV_EINVAL: number is 0, NKV_OWNER_NONE or taken; NKV_ENOSPC: there are NKV_STORE_CLIENTS. */
+int nkv_store_client_add(struct nkv_store *store, uint32_t number, uint64_t id);
+/* Of a number that nobody has: does nothing. The sequences stay: close them before. */
+void nkv_store_client_remove(struct nkv_store *store, uint32_t number);
+/* returns: how many there are. */
+uint32_t nkv_store_client_numbers(const struct nkv_store *store, uint32_t numbers_out[NKV_STORE_CLIENTS]);
+/* Closes the sequences of owners that are not in the table. */
+void nkv_store_close_strangers(struct nkv_store *store);
+/* What closing all sequences of an owner would free, and how many there are. returns: 0, NKV_ENOMEM. */
+int nkv_store_owner_usage(const struct nkv_store *store, uint32_t owner, uint64_t *bytes_out, uint32_t *n_out);
 
 /* ---- Data. pre: layer, page, kv_head in range; the sequence has what is asked for. ---- */
 

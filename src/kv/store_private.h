@@ -23,8 +23,10 @@ struct nkv_store {
     struct nkv_pool slot_pool, chunk_pool; /* each large enough for the whole capacity */
     struct nkv_kv_seq **table;             /* open addressing by key, 2^table_shift entries, at most half full */
     uint32_t table_shift, n_seqs;
-    uint32_t n_lost;        /* sequences of the image that a crash of the system took */
-    uint32_t next_detached; /* the id that the next detached sequence gets, if it is free */
+    uint32_t n_lost;               /* sequences of the image that a crash of the system took */
+    uint32_t next_detached;        /* the id that the next detached sequence gets, if it is free */
+    struct nkv_kv_client *clients; /* [NKV_STORE_CLIENTS] */
+    struct nkv_kv_client own_clients[NKV_STORE_CLIENTS];
 };
 
 /* Pools and table for so many slots and chunks. State after a failure: nkv_store_free is right. */
@@ -78,6 +80,10 @@ int nkv_store_charge(const struct nkv_store *store, uint64_t n_slots, uint64_t n
  */
 int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct nkv_kv_seq head, const uint32_t *ids,
                          uint32_t n_ids, struct nkv_kv_seq **seq_out);
+/* Closes the sequences of each owner that is_one. returns: how many. */
+uint32_t nkv_store_close_where(struct nkv_store *store,
+                               bool (*is_one)(const struct nkv_store *store, uint32_t owner, uint32_t arg),
+                               uint32_t arg);
 /* Gives a sequence another key, which nobody has. */
 void nkv_store_rekey(struct nkv_store *store, struct nkv_kv_seq *seq, uint64_t key);
 /* Takes a published sequence from its client (named.c). */

@@ -162,6 +162,14 @@ static void lane_bytes(const struct nkv_context *context, const struct lane_need
     *compute_out = (*compute_out + 4095u) & ~(uint64_t)4095u;
 }
 
+uint64_t context_lane_bytes(const struct nkv_context *context, const struct port *port)
+{
+    uint64_t need[2];
+
+    lane_bytes(context, &context->need, &need[0], &need[1]);
+    return max_u64(need[port == context->compute], port->lane_bytes);
+}
+
 /* Maps a larger window; what lies in it is lost. */
 static int remap(struct nkv_context *context, struct port *port, uint64_t bytes, uint64_t control_bytes)
 {
@@ -173,9 +181,14 @@ static int remap(struct nkv_context *context, struct port *port, uint64_t bytes,
 
 int context_reserve_control(struct nkv_context *context, uint64_t bytes)
 {
-    for (uint32_t i = 0; i < context->options.n_devices; i++)
-        if (context->ports[i].control_bytes < bytes)
-            TRY(remap(context, &context->ports[i], context->ports[i].lane_bytes, bytes));
+    for (uint32_t i = 0; i < context->options.n_devices; i++) {
+        struct port *port = &context->ports[i];
+
+        if (port->status < 0)
+            FAIL(port->status, "%s", port->error);
+        if (port->control_bytes < bytes)
+            TRY(remap(context, port, port->lane_bytes, bytes));
+    }
     return 0;
 }
 
@@ -189,7 +202,7 @@ static int reserve_windows(struct nkv_context *context, const struct nkv_seq *se
         struct port *port = &context->ports[i];
         uint64_t bytes = need[port == context->compute];
 
-        if (bytes > port->lane_bytes)
+        if (bytes > port->lane_bytes && port->status == 0) /* one that is lost gets its window when it comes back */
             TRY(remap(context, port, bytes, port->control_bytes));
     }
     context->need = lane;

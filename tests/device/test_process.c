@@ -75,6 +75,7 @@ static void compare_runs(bool process)
     attach(&there, &server, &hostile_shape);
     remove_published(&there);
     rig_close(&there);
+    server_await_clients(&server, 0);
     assert_true(server_stat(&server).used_bytes == 0);
     server_close(&server);
 }
@@ -240,7 +241,7 @@ static void the_shape_is_that_of_the_first_client(void **state)
 
 static void another_version_is_refused_by_name(void **state)
 {
-    struct nkv_wire_request hello = {.head = nkv_wire_head(NKV_WIRE_HELLO), .abi = NKV_DEVICE_ABI};
+    struct nkv_wire_request hello = {.head = nkv_wire_head(NKV_WIRE_HELLO), .abi = NKV_DEVICE_ABI, .id = 1};
     struct nkv_wire_answer answer;
     struct server server;
     int fd = -1;

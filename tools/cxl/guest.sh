@@ -1,0 +1,166 @@
+#!/bin/busybox sh
+# SPDX-License-Identifier: Apache-2.0
+# What is checked inside the guest. One line per check, "ok NAME" or "not ok NAME: reason", and at the end
+# "cxl check: N passed, M failed", which the host reads.
+WORK=/work
+. /ask.sh
+passed=0
+failed=0
+
+# check NAME COMMAND...: the last line that a failing command prints is the reason.
+check() {
+    name=$1
+    shift
+    if "$@" >/tmp/check.log 2>&1; then
+        passed=$((passed + 1))
+        echo "ok $name ($(seconds) s)"
+        return 0
+    fi
+    failed=$((failed + 1))
+    echo "not ok $name: $(tail -n 1 /tmp/check.log)"
+    sed 's/^/    /' /tmp/check.log
+    return 1
+}
+
+seconds() {
+    cut -d ' ' -f 1 /proc/uptime
+}
+
+finish() {
+    echo "cxl check: $passed passed, $failed failed"
+    exit
+}
+
+# wait_for COMMAND...: until it succeeds, at most 30 s.
+wait_for() {
+    for _ in $(seq 300); do
+        "$@" && return 0
+        sleep 0.1
+    done
+    echo "waited 30 s for: $*"
+    return 1
+}
+
+# ---- Windows, regions, namespaces ------------------------------------------------------------------------------------
+
+# The memory devices are numbered as they are found; a window's own is the one behind its bridge.
+make_region() {
+    memdev=$(cxl list -M -d "decoder0.$1" | sed -n 's/.*"memdev":"\([^"]*\)".*/\1/p')
+    [ -n "$memdev" ] || { echo "no CXL memory device behind window $1"; return 1; }
+    eval "memdev$1=$memdev"
+    cxl create-region -m -t pmem -d "decoder0.$1" -w 1 "$memdev"
+}
+
+make_namespace() {
+    ndctl create-namespace -m devdax -r "$1" -f && wait_for [ -c "/dev/dax${1#region}.0" ]
+}
+
+make_devices() {
+    for n in 0 1; do
+        check "window $n becomes a region" make_region $n || finish
+        check "region $n becomes a DAX device" make_namespace "region$n" || finish
+    done
+}
+
+# All are written before one is checked.
+check_patterns() {
+    pattern write /dev/dax0.0 1 && pattern write /dev/dax1.0 2 && pattern check /dev/dax0.0 1 && pattern check /dev/dax1.0 2
+}
+
+# ---- nearkv info -----------------------------------------------------------------------------------------------------
+
+# has FILE TEXT
+has() {
+    grep -qF -e "$2" "$1" || { echo "$1 lacks: $2"; return 1; }
+}
+
+# place NAME TEXT...: what info's JSON has to say of a device.
+place() {
+    tr '{' '\n' </tmp/info.json | grep -F "\"name\":\"$1\"" >/tmp/place || { echo "info does not list $1"; return 1; }
+    shift
+    for text in "$@"; do
+        has /tmp/place "$text" || { cat /tmp/place; echo "info should say of it: $text"; return 1; }
+    done
+}
+
+# What the kernel says in /sys is what info has to say.
+check_info() {
+    nearkv info >/tmp/info.txt 2>/tmp/info.err && nearkv info --json >/tmp/info.json 2>>/tmp/info.err || { cat /tmp/info.err; return 1; }
+    [ ! -s /tmp/info.err ] || { echo "info prints messages of others: $(head -n 1 /tmp/info.err)"; return 1; }
+    for n in 0 1; do
+        eval "memdev=\$memdev$n"
+        place dax$n.0 '"kind":"dax"' "\"path\":\"/dev/dax$n.0\"" "\"bytes\":$(cat /sys/bus/dax/devices/dax$n.0/size)," \
+            "\"node\":$(cat /sys/bus/dax/devices/dax$n.0/target_node)," "\"memory\":\"dax:/dev/dax$n.0\"" "\"regions\":\"region$n\"" || return 1
+        place "$memdev" '"kind":"cxl"' "\"bytes\":$(printf %d "$(cat "/sys/bus/cxl/devices/$memdev/pmem/size")")," '"memory":null' \
+            "\"regions\":\"region$n\"" || return 1
+    done
+    [ "$(grep -c '^dax[01].0 .*, in region[01], --memory dax:/dev/dax[01].0$' /tmp/info.txt)" = 2 ] &&
+        [ "$(grep -c '^mem[01] .*, in region[01]$' /tmp/info.txt)" = 2 ] && has /tmp/info.txt "use       --memory dax:/dev/dax0.0" ||
+        { cat /tmp/info.txt; echo "the text does not say what JSON says"; return 1; }
+}
+
+# ---- Device processes ------------------------------------------------------------------------------------------------
+
+# The memory of device N.
+memory_of() {
+    case $MEMORY in
+    dax) echo "dax:/dev/dax$1.0" ;;
+    *) echo "$MEMORY" ;;
+    esac
+}
+
+listens() {
+    nearkv pnm stat "unix:/run/pnm$1.sock" >/dev/null 2>&1
+}
+
+start() {
+    nearkv pnmd --memory "$(memory_of "$1")" --listen "unix:/run/pnm$1.sock" --name "pnm$1" --threads 1 2>"/run/pnm$1.log" &
+    eval "pid$1=\$!"
+    wait_for listens "$1" || { cat "/run/pnm$1.log"; return 1; }
+}
+
+# same_answer MODE FILE: the tokens are the host's, and each device had a sequence.
+same_answer() {
+    [ "$(tokens_of "$2")" = "$(tokens_of "/work/$1.json")" ] || { echo "$(tokens_of "$2" | tr '\n' ' ')" "are not the host's" \
+        "$(tokens_of "/work/$1.json" | tr '\n' ' ')"; return 1; }
+    has "$2" '"device":0' && has "$2" '"device":1'
+}
+
+check_answer() {
+    ask "$1" $devices >/tmp/answer.json && same_answer "$1" /tmp/answer.json
+}
+
+# at_work N COMMANDS: device N holds a sequence and has done so many commands for its client.
+at_work() {
+    nearkv pnm stat "unix:/run/pnm$1.sock" --json >/tmp/stat.json && grep -q '"sequences":[1-9]' /tmp/stat.json &&
+        [ "$(sed -n 's/.*"clients":.*"commands":\([0-9]*\).*/\1/p' /tmp/stat.json)" -ge "$2" ]
+}
+
+# Device 1 dies in the middle of a run: the sequence there fails and says why, the one on device 0 gives the host's answer.
+check_kill() {
+    ask pnm $devices >/tmp/killed.json 2>/tmp/killed.err &
+    client=$!
+    wait_for at_work 1 30 || return 1
+    kill -9 "$pid1"
+    wait "$pid1"
+    wait "$client"
+    status=$?
+    [ $status = 1 ] || { echo "exit status $status of a run whose device was killed"; return 1; }
+    cat /tmp/killed.err /tmp/killed.json
+    has /tmp/killed.err "pnm1" && has /tmp/killed.err "its process ended" && has /tmp/killed.json '"error":' || return 1
+    [ "$(tokens_of /tmp/killed.json | head -n 1)" = "$(tokens_of /work/pnm.json | head -n 1)" ] || { echo "the sequence on device 0 failed, too"; return 1; }
+}
+
+MEMORY=${MEMORY:-dax}
+devices="--device unix:/run/pnm0.sock --device unix:/run/pnm1.sock"
+make_devices
+check "both DAX devices keep what is written" check_patterns || finish
+check "info lists both CXL and DAX devices" check_info
+sed -n '/^node\|^dax\|^mem\|^use/p' /tmp/info.txt
+check "pnmd starts on device 0" start 0 || finish
+check "pnmd starts on device 1" start 1 || finish
+check "run over both devices, pnm" check_answer pnm
+check "device 1 is killed in the middle of a run" check_kill
+check "pnmd starts again on device 1" start 1 || finish
+check "run over both devices, png" check_answer png
+finish
