@@ -161,7 +161,8 @@ void nkv_store_extend(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t 
 /* returns: 0, or NKV_EINVAL saying what is wrong with a name. */
 int nkv_seq_name_check(const struct nkv_seq_name *name);
 /* See NKV_OP_SEQ_PUBLISH. returns: 0, NKV_EINVAL, NKV_ENOENT, NKV_ESTATE, NKV_ENOSPC, NKV_ENOMEM. */
-int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name);
+int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, const uint32_t *ids,
+                      uint32_t n_ids);
 /* See NKV_OP_SEQ_OPEN with NKV_NAMED. returns: tokens, NKV_EINVAL, NKV_ENOENT, NKV_EFORMAT, NKV_ESTATE, NKV_ENOSPC,
  * NKV_ENOMEM. */
 int nkv_store_attach(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, uint32_t max_tokens);

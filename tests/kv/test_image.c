@@ -283,7 +283,7 @@ static void growing_gives_back_what_it_replaces(void **state)
     (void)state;
     make_store(&w, IMAGE_BYTES);
     assert_int_equal(nkv_store_seq_open(w.store, 1, 20, 0), 0);
-    assert_int_equal(nkv_store_publish(w.store, 1, &name), 0);
+    assert_int_equal(nkv_store_publish(w.store, 1, &name, NULL, 0), 0);
     for (uint32_t i = 0; i < 100; i++) {
         assert_int_equal(nkv_store_seq_close(w.store, 1), 0);
         assert_int_equal(nkv_store_attach(w.store, 1, &name, 22 + 2 * i), 0);
@@ -670,7 +670,7 @@ static int open_and_use(void)
         return status;
     status = nkv_store_seq_open(store, 50, 30, 0);
     if (status == 0)
-        status = nkv_store_publish(store, 50, &name);
+        status = nkv_store_publish(store, 50, &name, NULL, 0);
     if (status == 0)
         status = nkv_store_remove(store, 50);
     else
