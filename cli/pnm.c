@@ -51,15 +51,15 @@ static json_t *clients_json(const struct nkv_serve_stat *stat)
 
 static int print_json(const struct nkv_serve_stat *stat)
 {
-    return text_print_json(
-        json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:I, s:I, s:I, s:f, s:f, s:o}", "schema",
-                  "nearkv.pnm.stat/1", "name", stat->name, "threads", (json_int_t)stat->n_threads, "capacity_bytes",
-                  (json_int_t)stat->capacity_bytes, "used_bytes", (json_int_t)stat->used_bytes, "resident_bytes",
-                  (json_int_t)stat->resident_bytes, "pages", "total", (json_int_t)stat->n_total_pages, "free",
-                  (json_int_t)stat->n_free_pages, "bytes", (json_int_t)stat->page_bytes, "sequences",
-                  (json_int_t)stat->n_sequences, "queue_depth", (json_int_t)stat->queue_depth, "commands",
-                  (json_int_t)stat->n_commands, "busy_s", (double)stat->busy_ns * 1e-9, "uptime_s",
-                  (double)stat->uptime_ns * 1e-9, "clients", clients_json(stat)));
+    return text_print_json(json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:I, s:I, s:I, s:f, s:f, s:I, s:o}", "schema",
+        "nearkv.pnm.stat/1", "name", stat->name, "threads", (json_int_t)stat->n_threads, "capacity_bytes",
+        (json_int_t)stat->capacity_bytes, "used_bytes", (json_int_t)stat->used_bytes, "resident_bytes",
+        (json_int_t)stat->resident_bytes, "pages", "total", (json_int_t)stat->n_total_pages, "free",
+        (json_int_t)stat->n_free_pages, "bytes", (json_int_t)stat->page_bytes, "sequences",
+        (json_int_t)stat->n_sequences, "queue_depth", (json_int_t)stat->queue_depth, "commands",
+        (json_int_t)stat->n_commands, "busy_s", (double)stat->busy_ns * 1e-9, "uptime_s",
+        (double)stat->uptime_ns * 1e-9, "absent_clients", (json_int_t)stat->n_absent, "clients", clients_json(stat)));
 }
 
 static void print_text(const struct nkv_serve_stat *stat)
@@ -67,8 +67,8 @@ static void print_text(const struct nkv_serve_stat *stat)
     printf("%s: %s of %s used, %u of %u pages free, %u sequences, %u commands waiting\n", stat->name,
            cli_bytes(stat->used_bytes), cli_bytes(stat->capacity_bytes), stat->n_free_pages, stat->n_total_pages,
            stat->n_sequences, stat->queue_depth);
-    printf("%llu commands in %.3f s, up for %.0f s, %u clients\n", (unsigned long long)stat->n_commands,
-           (double)stat->busy_ns * 1e-9, (double)stat->uptime_ns * 1e-9, stat->n_clients);
+    printf("%llu commands in %.3f s, up for %.0f s, %u clients, %u absent\n", (unsigned long long)stat->n_commands,
+           (double)stat->busy_ns * 1e-9, (double)stat->uptime_ns * 1e-9, stat->n_clients, stat->n_absent);
     for (uint32_t i = 0; i < stat->n_clients; i++) {
         const struct nkv_serve_client *c = &stat->clients[i];
 

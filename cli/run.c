@@ -13,8 +13,11 @@
 #include "cli.h"
 #include "commands.h"
 #include "progress.h"
+#include "reconnect.h"
 
-enum { OPTION_TEMP = SESSION_END, OPTION_TOP_K, OPTION_TOP_P, OPTION_SEED, OPTION_JSON, OPTION_HELP };
+enum { OPTION_TEMP = SESSION_END, OPTION_TOP_K, OPTION_TOP_P, OPTION_SEED, OPTION_JSON, OPTION_RECONNECT, OPTION_HELP };
+
+#define RECONNECT_SECONDS 60u
 
 static void print_help(void)
 {
@@ -27,6 +30,7 @@ static void print_help(void)
            "  --top-k K               sample from the K likeliest; 0: all (0)\n"
            "  --top-p P               sample from the likeliest that make up P (1)\n"
            "  --seed S                of sampling (0)\n"
+           "  --reconnect[=SECONDS]   wait for a device process that was lost and go on from there (60)\n"
            "  --json                  one JSON object on stdout (schema nearkv.run/1)\n"
            "%s",
            session_help);
@@ -56,6 +60,9 @@ static int own_option(struct run_options *o, int option, const char *arg)
     case OPTION_JSON:
         o->json = true;
         return CLI_OK;
+    case OPTION_RECONNECT:
+        o->session.reconnect_s = RECONNECT_SECONDS;
+        return arg ? cli_u32("--reconnect", arg, 1, 86400, &o->session.reconnect_s) : CLI_OK;
     default:
         return session_option(&o->session, option, arg);
     }
@@ -72,6 +79,7 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"top-k", required_argument, NULL, OPTION_TOP_K},
         {"top-p", required_argument, NULL, OPTION_TOP_P},
         {"seed", required_argument, NULL, OPTION_SEED},
+        {"reconnect", optional_argument, NULL, OPTION_RECONNECT},
         {"json", no_argument, NULL, OPTION_JSON},
         {"help", no_argument, NULL, OPTION_HELP},
         {0},
@@ -242,17 +250,34 @@ static int check_capacity(const struct run *run)
 /* A sequence that its device fails ends there, with its status; decoding reports it and the others go on. */
 static int prefill(struct run *run, struct nkv_seq *seq, const int32_t *tokens, size_t n)
 {
+    uint32_t begin = nkv_seq_length(seq), done;
     struct progress progress;
-    int status;
+    int status = 0;
 
-    if (n == 0)
-        return CLI_OK;
-    progress_start(&progress, "prefill", "tokens");
-    status = nkv_prefill(run->session.decoder, seq, tokens, n, NULL, progress_update, &progress);
-    progress_end(&progress);
+    while (status == 0 && (done = nkv_seq_length(seq) - begin) < n) {
+        progress_start(&progress, "prefill", "tokens");
+        status = nkv_prefill(run->session.decoder, seq, tokens + done, n - done, NULL, progress_update, &progress);
+        progress_end(&progress);
+        if (status < 0 && reconnect_may_help(&run->session, nkv_seq_status(seq)) && reconnect_devices(&run->session) &&
+            reconnect_seq(seq))
+            status = 0;
+    }
     if (status == NKV_ECANCELED)
         return cli_fail("interrupted during prefill");
     return status < 0 && nkv_seq_status(seq) == 0 ? cli_fail("%s", nkv_last_error()) : CLI_OK;
+}
+
+/* Opens a sequence (base NULL) or forks one. A device that is lost while it is opened is waited for. */
+static int open_or_fork(struct run *run, struct nkv_seq *base, const struct nkv_seq_options *options,
+                        struct nkv_seq **seq_out)
+{
+    int status;
+
+    do
+        status = base ? nkv_seq_fork(base, run->n_prefix, options, seq_out)
+                      : nkv_seq_open(run->session.context, options, seq_out);
+    while (reconnect_may_help(&run->session, status) && reconnect_devices(&run->session));
+    return status;
 }
 
 static int open_bases(struct run *run)
@@ -265,7 +290,7 @@ static int open_bases(struct run *run)
         session_seq_options(&run->session, (uint32_t)run->prompts[0].n_tokens, run->n_prefix, &seq);
         seq.keep_digests = seq.mode != NKV_MODE_FULL;
         seq.mode = NKV_MODE_FULL; /* it never decodes: nothing on the compute side */
-        if (nkv_seq_open(run->session.context, &seq, &run->bases[i]) < 0)
+        if (open_or_fork(run, NULL, &seq, &run->bases[i]) < 0)
             return cli_fail("%s", nkv_last_error());
         rc = prefill(run, run->bases[i], run->prompts[0].tokens, run->n_prefix);
     }
@@ -287,10 +312,7 @@ static int open_sequence(struct run *run, uint32_t i)
     }
     sampler.seed += i;
     session_seq_options(&run->session, (uint32_t)prompt->n_tokens, max_tokens(run, i), &seq);
-    if (base)
-        status = nkv_seq_fork(base, run->n_prefix, &seq, &answer->seq);
-    else
-        status = nkv_seq_open(run->session.context, &seq, &answer->seq);
+    status = open_or_fork(run, base, &seq, &answer->seq);
     if (status < 0 || nkv_sampler_open(&sampler, &answer->sampler) < 0)
         return cli_fail("%s", nkv_last_error());
     answer->start_ns = run->start_ns;

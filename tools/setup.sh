@@ -6,7 +6,7 @@
 #   tools/setup.sh cxl      to run `make check-cxl` (QEMU; without them `make check` skips that test)
 set -euo pipefail
 
-build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libcxl-dev libdaxctl-dev libjansson-dev libpcre2-dev libcyaml-dev libyaml-dev libcmocka-dev"
+build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libcxl-dev libdaxctl-dev libjansson-dev libpcre2-dev libxxhash-dev libcyaml-dev libyaml-dev libcmocka-dev"
 check="$build git clang clang-format libclang-rt-14-dev gnuplot-nox python3 python3-venv man-db"
 cxl="gcc libc6-dev qemu-system-x86 ndctl busybox-static cpio"
 

@@ -45,7 +45,16 @@ struct nkv_device_config {
     uint64_t capacity_bytes; /* of pages and digests; 0: 80 % of what is free now */
     uint32_t n_threads;      /* 0: one per CPU */
     const char *name;        /* NULL: the backend's name */
+    /* "cpu": memory that outlives the process: "file:PATH" (it exists), "file:PATH:SIZE" (it is made if it does not),
+     * "dax:/dev/daxX.Y". capacity_bytes is what fits. NULL: ordinary memory. */
+    const char *memory;
 };
+
+/*
+ * The KV shape of the sequences that such memory holds. returns: 1; 0: it holds none, or is still to be made;
+ * NKV_EINVAL, NKV_ENOENT, NKV_ESTATE: in use; NKV_EFORMAT, NKV_ENOTSUP, NKV_EIO, NKV_ENOSPC, NKV_ENOMEM.
+ */
+NKV_API int nkv_memory_shape(const char *memory, struct nkv_kv_shape *shape_out);
 
 /*
  * Opens a device. spec: "cpu" or "cpu:key=value,..." (threads, capacity with suffix K/M/G/T, node: NUMA node);
@@ -53,8 +62,9 @@ struct nkv_device_config {
  * are its own: of config it takes the shape only. Wrappers go before it: "record:FILE:cpu", "fault:op=attend,n=3:cpu"
  * (the n-th such command fails; op=any). Keys of the spec win over config. The caller closes it with nkv_device_close,
  * after the context.
- * returns: 0; NKV_EINVAL naming the bad part; NKV_ENOMEM; "unix": NKV_ENOENT: nobody listens there; NKV_ESTATE: it
- * holds another shape; NKV_ENOTSUP: another version; NKV_EDEVICE, NKV_EIO.
+ * returns: 0; NKV_EINVAL naming the bad part; NKV_ENOMEM; with `memory`: what nkv_memory_shape returns; "unix":
+ * NKV_ENOENT: nobody listens there; NKV_ESTATE: it holds another shape; NKV_ENOTSUP: another version; NKV_EDEVICE,
+ * NKV_EIO.
  */
 NKV_API int nkv_device_open(const char *spec, const struct nkv_device_config *config, struct nkv_device **device_out);
 NKV_API void nkv_device_close(struct nkv_device *device);
@@ -92,6 +102,14 @@ struct nkv_context_options {
 NKV_API int nkv_context_open(const struct nkv_context_options *options, struct nkv_context **context_out);
 /* Closes its sequences, too. */
 NKV_API void nkv_context_close(struct nkv_context *context);
+/*
+ * After a device was lost (sequences failed with NKV_EDEVICE): tries to reach each lost device again, for at most
+ * timeout_ms milliseconds. Then nkv_seq_truncate(seq, nkv_seq_length(seq)) makes a sequence of it that failed usable
+ * again, if the device kept it (a device process on memory that outlives it does), and tokens are fed from there on.
+ * blocks. returns: how many devices are there again (0: none was lost); NKV_EDEVICE: one is still lost (others may be
+ * there again); NKV_ESTATE: a ticket is in flight, or the device now holds another shape; a device's error.
+ */
+NKV_API int nkv_context_recover(struct nkv_context *context, uint64_t timeout_ms);
 /* The shape it was opened with. */
 NKV_API void nkv_context_shape(const struct nkv_context *context, struct nkv_kv_shape *shape_out);
 
@@ -137,7 +155,8 @@ NKV_API void nkv_seq_close(struct nkv_seq *seq);
 NKV_API int nkv_seq_fork(struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq_options *options,
                          struct nkv_seq **seq_out);
 /* Forgets all but the first n_tokens tokens. Also makes a sequence usable again after a failed step, if n_tokens <= its
- * length. */
+ * length. returns: 0; NKV_EINVAL; NKV_ESTATE: it is in a ticket; NKV_ENOENT: its device was lost and came back without
+ * it; a device's error. */
 NKV_API int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens);
 /* Committed tokens. */
 NKV_API uint32_t nkv_seq_length(const struct nkv_seq *seq);

@@ -56,6 +56,7 @@ void nkv_serve_fill_stat(const struct nkv_serve *serve, struct nkv_serve_stat *s
         stat.clients[stat.n_clients] = client_stat(serve->clients[i]);
         stat.queue_depth += stat.clients[stat.n_clients++].queue_depth;
     }
+    stat.n_absent = nkv_serve_count_absent(serve);
     *stat_out = stat;
 }
 

@@ -160,6 +160,14 @@ static void lane_bytes(const struct nkv_context *context, const struct lane_need
     *compute_out = (*compute_out + 4095u) & ~(uint64_t)4095u;
 }
 
+uint64_t context_lane_bytes(const struct nkv_context *context, const struct port *port)
+{
+    uint64_t need[2];
+
+    lane_bytes(context, &context->need, &need[0], &need[1]);
+    return max_u64(need[port == context->compute], port->lane_bytes);
+}
+
 static int reserve_windows(struct nkv_context *context, const struct nkv_seq *seq)
 {
     struct lane_need lane = lane_need(context, seq);
@@ -170,7 +178,7 @@ static int reserve_windows(struct nkv_context *context, const struct nkv_seq *se
         struct port *port = &context->ports[i];
         uint64_t bytes = need[port == context->compute];
 
-        if (bytes <= port->lane_bytes)
+        if (bytes <= port->lane_bytes || port->status < 0) /* one that is lost gets its window when it comes back */
             continue;
         if (context_open_tickets(context))
             FAIL(NKV_ESTATE, "this sequence needs larger I/O windows, but a ticket is in flight: end it first");

@@ -41,10 +41,13 @@ struct port {
     uint64_t window_bytes, lane_bytes;
     uint64_t n_queued; /* commands ever staged: a command's number in this queue */
     uint32_t n_in_flight, n_staged;
-    int status; /* < 0: the queue itself failed; nothing is submitted any more, and why: */
+    int status; /* < 0: the queue itself failed; nothing is submitted until it is reopened, and why: */
     char error[256];
     bool control_done; /* also when none was sent */
     int control_res;
+    uint32_t epoch;    /* how often it was reopened */
+    uint32_t *orphans; /* ids that the device may hold and no sequence has */
+    uint32_t n_orphans, max_orphans;
     struct nkv_cmd staged[STAGED_COMMANDS];
 };
 
@@ -139,6 +142,7 @@ struct nkv_seq {
     struct port *home;
     uint32_t id;                  /* on the home device */
     uint32_t mirror_id, slots_id; /* on the compute device; 0: none */
+    uint32_t compute_epoch;       /* of the compute device, when they were opened */
     uint32_t n_units, max_pages, budget_pages, prefill_pages, block_tokens, n_slots;
     uint32_t length;                  /* committed tokens */
     uint32_t step_tokens, next_layer; /* of the step in progress; next_layer 0: none */
@@ -183,6 +187,11 @@ int port_open(struct port *port, struct nkv_device *device, uint32_t index, cons
 int port_stat(const struct port *port, struct nkv_device_stat *stat_out);
 /* Maps N_LANES times lane_bytes; nothing may be in flight. */
 int port_map(struct port *port, uint64_t lane_bytes);
+/* After the device was lost: maps a window of N_LANES times lane_bytes again and puts the port in order. State after a
+ * failure: out of order. pre: no lane has anything in it. */
+int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape);
+/* The queue failed: puts the port out of order and ends what is in flight. */
+void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason);
 /* Queues a command; what is staged goes down with port_flush. returns: its number. */
 uint64_t port_stage(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd);
 void port_flush(struct nkv_context *context, struct port *port);
@@ -209,6 +218,8 @@ void work_layout(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, en
                  uint32_t block_tokens, struct home_layout *home_out, struct compute_layout *compute_out);
 /* Grows windows, scratch and log line to what seq can ask for. pre: no ticket is open, or nothing has to grow. */
 int context_reserve(struct nkv_context *context, const struct nkv_seq *seq);
+/* What a lane's part of the port's window must hold now. */
+uint64_t context_lane_bytes(const struct nkv_context *context, const struct port *port);
 
 /* ---- plan.c ---- */
 int32_t plan_add(struct nkv_ticket *lane, uint32_t work, enum role role, struct port *port, struct nkv_cmd cmd,
@@ -252,6 +263,10 @@ void context_drain(struct nkv_context *context, const struct nkv_seq *seq, uint3
 void lane_finish_work(struct nkv_ticket *lane, const struct nkv_seq *seq);
 void port_abandon(struct nkv_context *context, struct port *port);
 uint32_t context_open_tickets(const struct nkv_context *context);
+
+/* ---- recover.c ---- */
+/* The device is lost and may hold a sequence of that id, which is to be closed when it is there again. */
+void port_note_orphan(struct port *port, uint32_t id);
 
 /* ---- attach.c ---- */
 /* Brings the compute side of a recall sequence up to its committed length. */

@@ -9,6 +9,7 @@
  */
 #include "runtime/runtime.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define CLOSE_ATTEMPTS 3u
@@ -39,22 +40,29 @@ void seq_mark_failed(struct nkv_seq *seq, int status, const char *error)
     if (seq->status < 0)
         return;
     seq->status = status;
-    strncpy(seq->error, error, sizeof seq->error - 1);
+    snprintf(seq->error, sizeof seq->error, "%s", error);
 }
 
-/* A close that a device refuses would leak the pages, so it is tried again. */
+/* A close that a device refuses would leak the pages, so it is tried again: when the device is lost, once it is back.
+ */
 static void close_on(struct nkv_context *context, struct port *port, uint32_t *id)
 {
     struct nkv_cmd cmd = {.op = NKV_OP_SEQ_CLOSE, .seq = *id};
+    int status = NKV_EDEVICE;
 
-    for (uint32_t i = 0; *id && i < CLOSE_ATTEMPTS; i++)
-        if (port_control(context, port, &cmd) >= 0)
-            break;
+    for (uint32_t i = 0; *id && status < 0 && i < CLOSE_ATTEMPTS; i++)
+        status = port_control(context, port, &cmd);
+    if (*id && status < 0 && port->status < 0)
+        port_note_orphan(port, *id);
     *id = 0;
 }
 
 static bool id_taken(const struct nkv_context *context, uint32_t id)
 {
+    for (uint32_t p = 0; p < context->n_ports; p++)
+        for (uint32_t i = 0; i < context->ports[p].n_orphans; i++)
+            if (context->ports[p].orphans[i] == id)
+                return true;
     for (const struct nkv_seq *seq = context->sequences; seq; seq = seq->next)
         if (seq->id == id || seq->mirror_id == id || seq->slots_id == id)
             return true;
@@ -69,14 +77,25 @@ static uint32_t free_id(struct nkv_context *context)
     return context->next_id;
 }
 
+/* Runs a command that opens sequence next_id. Of a device that goes meanwhile nobody knows whether it did. */
+static int open_next(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd, uint32_t *id_out)
+{
+    int res = port_control(context, port, cmd);
+
+    if (res >= 0)
+        *id_out = context->next_id++;
+    else if (port->status < 0)
+        port_note_orphan(port, context->next_id++);
+    return res;
+}
+
 /* returns: tokens that the device kept from before. */
 static int open_on(struct nkv_context *context, struct port *port, uint32_t n_tokens, uint16_t flags, uint32_t *id_out)
 {
     struct nkv_cmd cmd = {.op = NKV_OP_SEQ_OPEN, .seq = free_id(context), .flags = flags, .n_tokens = n_tokens};
-    int n_kept = port_control(context, port, &cmd);
+    int n_kept = open_next(context, port, &cmd, id_out);
 
     TRY(n_kept);
-    *id_out = context->next_id++;
     if ((uint32_t)n_kept > n_tokens)
         FAIL(NKV_EDEVICE, "device %u (%s) says that a sequence of at most %u tokens holds %d", port->index,
              port->caps.name, n_tokens, n_kept);
@@ -119,6 +138,8 @@ static int open_compute(struct nkv_seq *seq)
         TRY(open_on(context, context->compute, seq->options.max_tokens, NKV_NO_PAGES, &seq->mirror_id));
     if (seq->n_slots)
         TRY(open_on(context, context->compute, seq->n_slots * context->shape.page_tokens, NKV_SLOTS, &seq->slots_id));
+    if (context->compute)
+        seq->compute_epoch = context->compute->epoch;
     return 0;
 }
 
@@ -131,8 +152,7 @@ static int open_home(struct nkv_seq *seq, const struct nkv_seq *parent, uint32_t
         return open_new(seq);
     cmd.arg = parent->id;
     cmd.pos = n_tokens;
-    TRY(port_control(context, seq->home, &cmd));
-    seq->id = context->next_id++;
+    TRY(open_next(context, seq->home, &cmd, &seq->id));
     seq->length = n_tokens;
     return 0;
 }
@@ -240,10 +260,39 @@ static void forget_resident(struct nkv_seq *seq, uint32_t n_pages)
             seq->resident[i] = NKV_PAGE_NONE;
 }
 
+/* A compute device that was lost may have come back without what it held. */
+static int renew_compute(struct nkv_seq *seq)
+{
+    struct nkv_context *context = seq->context;
+
+    if (!context->compute || seq->compute_epoch == context->compute->epoch)
+        return 0;
+    close_on(context, context->compute, &seq->mirror_id);
+    close_on(context, context->compute, &seq->slots_id);
+    forget_resident(seq, 0);
+    seq->mirror_tokens = 0;
+    seq->mirror_stale = true;
+    return open_compute(seq);
+}
+
+/* Cuts the pages at home. When the device goes meanwhile, nobody knows what it holds behind the cut: those tokens are
+ * given up. */
+static int truncate_home(struct nkv_seq *seq, uint32_t n_tokens)
+{
+    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_TRUNCATE, .seq = seq->id, .pos = n_tokens};
+    bool was_lost = seq->home->status < 0;
+    int status = port_control(seq->context, seq->home, &cmd);
+
+    if (status >= 0 || was_lost || seq->home->status == 0)
+        return status;
+    seq_mark_failed(seq, seq->home->status, seq->home->error);
+    seq->length = n_tokens;
+    return status;
+}
+
 int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens)
 {
     uint32_t page_tokens = seq->context->shape.page_tokens;
-    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_TRUNCATE, .seq = seq->id, .pos = n_tokens};
     bool trusted;
 
     if (seq->ticket)
@@ -251,7 +300,8 @@ int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens)
     if (n_tokens > seq->length)
         FAIL(NKV_EINVAL, "cannot truncate to %u tokens a sequence that has %u", n_tokens, seq->length);
     context_drain(seq->context, seq, ANY_LAYER);
-    TRY(port_control(seq->context, seq->home, &cmd));
+    TRY(renew_compute(seq));
+    TRY(truncate_home(seq, n_tokens));
     trusted = seq->status == 0;
     forget_resident(seq, trusted ? n_tokens / page_tokens : 0);
     if (seq->mirror_tokens > n_tokens / page_tokens * page_tokens)

@@ -84,6 +84,16 @@ static inline void server_open(struct server *server, bool process, uint64_t cap
     server_open_at(server, process, capacity_bytes);
 }
 
+/* Kills a process. */
+static inline void server_kill(struct server *server)
+{
+    int status = 0;
+
+    assert_int_equal(kill(server->pid, SIGKILL), 0);
+    assert_int_equal(waitpid(server->pid, &status, 0), server->pid);
+    server->pid = 0;
+}
+
 /* returns: the exit status of a process, or minus the signal that ended it. */
 static inline int server_wait(struct server *server)
 {
