@@ -51,10 +51,28 @@ struct nkv_device_config {
 };
 
 /*
- * The KV shape of the sequences that such memory holds. returns: 1; 0: it holds none, or is still to be made;
+ * The KV shape of the sequences that such memory holds; a file with a size is made if it does not exist. returns: 1; 0:
+ * it holds none;
  * NKV_EINVAL, NKV_ENOENT, NKV_ESTATE: in use; NKV_EFORMAT, NKV_ENOTSUP, NKV_EIO, NKV_ENOSPC, NKV_ENOMEM.
  */
 NKV_API int nkv_memory_shape(const char *memory, struct nkv_kv_shape *shape_out);
+
+struct nkv_memory_report {
+    struct nkv_kv_shape shape;
+    uint64_t image_bytes, capacity_bytes;
+    uint64_t n_tokens;     /* committed */
+    uint64_t n_full_pages; /* that pass their checksums */
+    uint32_t n_sequences;  /* whose tables are sound */
+    uint32_t n_problems;
+    bool closed_in_order; /* by the last process that used it */
+};
+/*
+ * Looks at such memory while nobody uses it: tables, checksums of every page, digests. say (may be NULL) gets one line
+ * per problem. Nothing is changed. blocks. returns: 0, also with problems; NKV_ENOENT: nothing was ever stored there;
+ * else as nkv_memory_shape.
+ */
+NKV_API int nkv_memory_check(const char *memory, void (*say)(void *arg, const char *line), void *arg,
+                             struct nkv_memory_report *report_out);
 
 /*
  * Opens a device. spec: "cpu" or "cpu:key=value,..." (threads, capacity with suffix K/M/G/T, node: NUMA node);

@@ -100,8 +100,6 @@ static bool any_waits(const struct nkv_serve *serve, uint32_t *n_attached_out)
 
 static void handle(struct nkv_serve *serve, const struct pollfd *waits, uint32_t n_clients)
 {
-    if (waits[1].revents)
-        nkv_serve_accept(serve);
     if (waits[2].revents)
         nkv_serve_metrics_accept(serve);
     for (uint32_t i = 0; i < NKV_SERVE_SCRAPERS; i++)
@@ -110,6 +108,9 @@ static void handle(struct nkv_serve *serve, const struct pollfd *waits, uint32_t
     for (uint32_t i = 0; i < n_clients; i++)
         if (waits[3 + NKV_SERVE_SCRAPERS + i].revents)
             nkv_serve_listen_to(serve, serve->clients[i]);
+    nkv_serve_sweep(serve);
+    if (waits[1].revents) /* when those who left have made room */
+        nkv_serve_accept(serve);
 }
 
 /* Waits for events and serves them. returns: 0, NKV_EIO. */

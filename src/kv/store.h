@@ -110,6 +110,12 @@ int nkv_store_open_image(const struct nkv_kv_shape *shape, const struct nkv_imag
 /* The shape of the sequences that an image holds. returns: 1; 0: it holds none, or is still to be created; else as
  * nkv_store_open_image. */
 int nkv_image_peek(const struct nkv_image_options *options, struct nkv_kv_shape *shape_out);
+/*
+ * Looks at an image that nobody uses; say (may be NULL) gets one line per problem. Nothing is changed.
+ * returns: 0, also with problems; NKV_ENOENT: none there; else as nkv_store_open_image.
+ */
+int nkv_image_check(const struct nkv_image_options *options, void (*say)(void *arg, const char *line), void *arg,
+                    struct nkv_memory_report *report_out);
 /* Sequences that were in the image but could not be read after a crash of the system. */
 uint32_t nkv_store_n_lost(const struct nkv_store *store);
 /* Writes an image to where it survives a crash of the system; blocks. Any other store: does nothing. returns: 0,

@@ -33,10 +33,13 @@ static void open_rig(struct rig *rig, const char *home, const char *compute)
         .size = sizeof config, .shape = rig_shape(NKV_F16), .capacity_bytes = CAPACITY, .n_threads = 1};
     struct nkv_context_options options = {
         .size = sizeof options, .shape = config.shape, .devices = rig->devices, .n_devices = 2};
+    struct nkv_device_caps caps = {.size = sizeof caps};
 
     *rig = (struct rig){.shape = config.shape, .n_devices = 2};
     if (nkv_device_open(home ? home : "cpu", &config, &rig->devices[0]) < 0)
         fail_msg("%s", nkv_last_error());
+    assert_int_equal(rig->devices[0]->ops->caps(rig->devices[0], &caps), 0);
+    config.capacity_bytes = caps.capacity_bytes; /* so that they are filled in turn */
     assert_int_equal(nkv_device_open("cpu", &config, &rig->devices[1]), 0);
     assert_int_equal(nkv_device_open(compute ? compute : "cpu", &config, &rig->compute), 0);
     options.compute = rig->compute;
@@ -93,6 +96,116 @@ static void record(enum nkv_mode mode, float out[STEPS][2][RIG_LAYERS * RIG_ROW]
 static void restart(struct server *server)
 {
     server_open_at(server, true, CAPACITY);
+}
+
+/* One step of both; then the device comes back if it was killed meanwhile. returns: whether it was. */
+static bool step_and_recover(struct run *run)
+{
+    struct nkv_seq *seq = run->s[0].seq;
+
+    step_both(run);
+    assert_int_equal(nkv_seq_status(run->s[1].seq), 0);
+    if (nkv_seq_status(seq) == 0)
+        return false;
+    assert_int_equal(nkv_seq_status(seq), NKV_EDEVICE);
+    server_wait(&run->server);
+    restart(&run->server);
+    assert_int_equal(nkv_context_recover(run->rig.context, 5000), 1);
+    if (nkv_seq_truncate(seq, nkv_seq_length(seq)) < 0)
+        fail_msg("%s", nkv_last_error());
+    assert_int_equal(nkv_seq_status(seq), 0);
+    run->s[0].length = nkv_seq_length(seq);
+    return true;
+}
+
+static void *kill_later(void *arg)
+{
+    const pid_t *pid = arg;
+
+    nanosleep(&(struct timespec){.tv_nsec = 400000}, NULL);
+    kill(*pid, SIGKILL);
+    return NULL;
+}
+
+/* Killed after `before` steps, while more are under way: every output is that of an undisturbed run. */
+static void goes_on(enum nkv_mode mode, uint32_t before)
+{
+    static float out[STEPS][2][RIG_LAYERS * RIG_ROW];
+    uint32_t n_lost = 0;
+    pthread_t thread;
+    struct run run;
+    pid_t victim;
+
+    record(mode, out);
+    server_open_on_file(&run.server, 2 * CAPACITY);
+    open_rig(&run.rig, run.server.spec, NULL);
+    open_pair(&run, mode);
+    for (uint32_t turns = 0; run.s[0].length < LENGTH + STEPS; turns++) {
+        uint32_t step = run.s[0].length - LENGTH;
+
+        if (turns == before) {
+            victim = run.server.pid;
+            assert_int_equal(pthread_create(&thread, NULL, kill_later, &victim), 0);
+        }
+        if (turns == STEPS - 1 && n_lost == 0) { /* it was too quick */
+            pthread_join(thread, NULL);
+            thread = pthread_self();
+        }
+        if (step_and_recover(&run)) {
+            n_lost++;
+            continue;
+        }
+        if (mode == NKV_MODE_PNG || mode == NKV_MODE_RECALL)
+            assert_true(rig_difference(run.s[0].last, out[step][0], RIG_LAYERS * RIG_ROW) < ROUNDING);
+        else
+            assert_memory_equal(run.s[0].last, out[step][0], sizeof out[step][0]);
+        if (turns < STEPS && step == turns) /* they were fed together */
+            assert_memory_equal(run.s[1].last, out[step][1], sizeof out[step][1]);
+    }
+    if (!pthread_equal(thread, pthread_self()))
+        pthread_join(thread, NULL);
+    assert_int_equal(n_lost, 1);
+    close_pair(&run);
+    assert_int_equal(server_stat(&run.server).n_sequences, 0);
+    rig_close(&run.rig);
+    server_close(&run.server);
+}
+
+static void a_device_that_kept_its_memory_goes_on(void **state)
+{
+    (void)state;
+    for (enum nkv_mode mode = 0; mode < NKV_MODE_COUNT; mode++)
+        for (uint32_t before = 0; before < 3; before++)
+            goes_on(mode, before);
+}
+
+/* What is closed while the device is away is closed when it is back; what is open stays. */
+static void closed_sequences_do_not_come_back(void **state)
+{
+    struct nkv_seq *forks[40] = {0};
+    struct run run;
+
+    (void)state;
+    server_open_on_file(&run.server, 2 * CAPACITY);
+    open_rig(&run.rig, run.server.spec, NULL);
+    open_pair(&run, NKV_MODE_PNM);
+    for (uint32_t i = 0; i < 40; i++)
+        assert_int_equal(nkv_seq_fork(run.s[0].seq, LENGTH, NULL, &forks[i]), 0);
+    server_kill(&run.server);
+    step_both(&run);
+    for (uint32_t i = 0; i < 40; i++)
+        nkv_seq_close(forks[i]);
+    restart(&run.server);
+    assert_int_equal(server_stat(&run.server).n_sequences, 41);
+    assert_int_equal(nkv_context_recover(run.rig.context, 5000), 1);
+    assert_int_equal(server_stat(&run.server).n_sequences, 1);
+    assert_int_equal(nkv_seq_truncate(run.s[0].seq, LENGTH), 0);
+    step_both(&run);
+    assert_int_equal(nkv_seq_status(run.s[0].seq), 0);
+    close_pair(&run);
+    assert_int_equal(server_stat(&run.server).n_sequences, 0);
+    rig_close(&run.rig);
+    server_close(&run.server);
 }
 
 static void a_device_that_kept_nothing_says_so(void **state)
@@ -255,10 +368,9 @@ static void wrappers_come_back_with_their_device(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_device_that_kept_nothing_says_so),
-        cmocka_unit_test(a_lost_compute_side_is_filled_again),
-        cmocka_unit_test(the_context_lives_without_it),
-        cmocka_unit_test(wrappers_come_back_with_their_device),
+        cmocka_unit_test(a_device_that_kept_its_memory_goes_on), cmocka_unit_test(closed_sequences_do_not_come_back),
+        cmocka_unit_test(a_device_that_kept_nothing_says_so),    cmocka_unit_test(a_lost_compute_side_is_filled_again),
+        cmocka_unit_test(the_context_lives_without_it),          cmocka_unit_test(wrappers_come_back_with_their_device),
     };
 
     if (argc == 4)
