@@ -15,7 +15,17 @@
 #include "progress.h"
 #include "reconnect.h"
 
-enum { OPTION_TEMP = SESSION_END, OPTION_TOP_K, OPTION_TOP_P, OPTION_SEED, OPTION_JSON, OPTION_RECONNECT, OPTION_HELP };
+enum {
+    OPTION_TEMP = SESSION_END,
+    OPTION_TOP_K,
+    OPTION_TOP_P,
+    OPTION_SEED,
+    OPTION_SESSION,
+    OPTION_CONTINUE,
+    OPTION_RECONNECT,
+    OPTION_JSON,
+    OPTION_HELP
+};
 
 #define RECONNECT_SECONDS 60u
 
@@ -30,6 +40,10 @@ static void print_help(void)
            "  --top-k K               sample from the K likeliest; 0: all (0)\n"
            "  --top-p P               sample from the likeliest that make up P (1)\n"
            "  --seed S                of sampling (0)\n"
+           "  --session NAME          the sequence stays on the device under that name; the next run with it, or with "
+           "a text\n"
+           "                          that begins alike, feeds only what is new\n"
+           "  --continue              TEXT comes after all that the session holds\n"
            "  --reconnect[=SECONDS]   wait for a device process that was lost and go on from there (60)\n"
            "  --json                  one JSON object on stdout (schema nearkv.run/1)\n"
            "%s",
@@ -57,6 +71,12 @@ static int own_option(struct run_options *o, int option, const char *arg)
         return cli_float("--top-p", arg, 0, 1, &o->sampler.top_p);
     case OPTION_SEED:
         return cli_u64("--seed", arg, 0, UINT64_MAX, &o->sampler.seed);
+    case OPTION_SESSION:
+        o->session_name = arg;
+        return CLI_OK;
+    case OPTION_CONTINUE:
+        o->continues = true;
+        return CLI_OK;
     case OPTION_JSON:
         o->json = true;
         return CLI_OK;
@@ -79,6 +99,8 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"top-k", required_argument, NULL, OPTION_TOP_K},
         {"top-p", required_argument, NULL, OPTION_TOP_P},
         {"seed", required_argument, NULL, OPTION_SEED},
+        {"session", required_argument, NULL, OPTION_SESSION},
+        {"continue", no_argument, NULL, OPTION_CONTINUE},
         {"reconnect", optional_argument, NULL, OPTION_RECONNECT},
         {"json", no_argument, NULL, OPTION_JSON},
         {"help", no_argument, NULL, OPTION_HELP},
@@ -101,6 +123,8 @@ static int parse(int argc, char **argv, struct run_options *o)
         rc = cli_usage("nothing to answer: give text with -p TEXT, -f FILE or both");
     if (rc == CLI_OK && !(o->sampler.top_p > 0))
         rc = cli_usage("--top-p 0: no token is left to choose from; give more than 0, or --temp 0 for the likeliest");
+    if (rc == CLI_OK)
+        rc = run_session_check(o);
     return rc == CLI_OK ? session_check(&o->session) : rc;
 }
 
@@ -110,14 +134,15 @@ static int tokenize_prompt(struct run *run, const struct text *file, uint32_t i)
 {
     const char *prompt = run->options.n_prompts ? run->options.prompts[i] : "";
     struct text text = {0};
+    unsigned flags = NKV_TOKENIZE_SPECIAL | (run->options.continues ? 0 : NKV_TOKENIZE_BOS);
     int rc = text_append(&text, file->data, file->bytes);
 
     if (rc == CLI_OK)
         rc = text_append(&text, prompt, strlen(prompt));
     if (rc == CLI_OK && text.bytes == 0)
         rc = cli_usage("prompt %u is empty: give text with -p TEXT or a FILE that is not empty", i + 1);
-    if (rc == CLI_OK && nkv_tokenize(run->session.model, text.data, text.bytes, NKV_TOKENIZE_BOS | NKV_TOKENIZE_SPECIAL,
-                                     &run->prompts[i].tokens, &run->prompts[i].n_tokens) < 0)
+    if (rc == CLI_OK && nkv_tokenize(run->session.model, text.data, text.bytes, flags, &run->prompts[i].tokens,
+                                     &run->prompts[i].n_tokens) < 0)
         rc = cli_fail("%s", nkv_last_error());
     text_free(&text);
     return rc;
@@ -129,6 +154,7 @@ static int check_length(const struct run *run, uint32_t i)
 
     if (n == 0)
         return cli_usage("prompt %u has no tokens", i + 1);
+    n += run->options.continues ? run->n_held : 0;
     if (limit == 0)
         limit = 1u << 30;
     if (n + run->options.max_tokens > limit)
@@ -172,6 +198,8 @@ static uint32_t common_prefix(const struct run *run)
 
 static uint32_t max_tokens(const struct run *run, uint32_t i)
 {
+    if (run->options.session_name)
+        return run_session_tokens(run, (uint32_t)run->prompts[i].n_tokens);
     return (uint32_t)run->prompts[i].n_tokens + run->options.max_tokens;
 }
 
@@ -274,8 +302,9 @@ static int open_or_fork(struct run *run, struct nkv_seq *base, const struct nkv_
     int status;
 
     do
-        status = base ? nkv_seq_fork(base, run->n_prefix, options, seq_out)
-                      : nkv_seq_open(run->session.context, options, seq_out);
+        status = base                        ? nkv_seq_fork(base, run->n_prefix, options, seq_out)
+                 : run->options.session_name ? run_session_open(run, options, seq_out)
+                                             : nkv_seq_open(run->session.context, options, seq_out);
     while (reconnect_may_help(&run->session, status) && reconnect_devices(&run->session));
     return status;
 }
@@ -304,6 +333,7 @@ static int open_sequence(struct run *run, uint32_t i)
     struct prompt *prompt = &run->prompts[i];
     struct nkv_seq *base = run->n_bases ? run->bases[i % run->n_bases] : NULL;
     struct nkv_seq_options seq;
+    uint32_t n_there;
     int status;
 
     if (base && nkv_seq_status(base) < 0) {
@@ -317,7 +347,8 @@ static int open_sequence(struct run *run, uint32_t i)
         return cli_fail("%s", nkv_last_error());
     answer->start_ns = run->start_ns;
     answer->last_prompt_token = prompt->tokens[prompt->n_tokens - 1];
-    return prefill(run, answer->seq, prompt->tokens + run->n_prefix, prompt->n_tokens - 1 - run->n_prefix);
+    n_there = run->options.session_name ? run_session_reused(run) : run->n_prefix;
+    return prefill(run, answer->seq, prompt->tokens + n_there, prompt->n_tokens - 1 - n_there);
 }
 
 static void close_bases(struct run *run)
@@ -396,6 +427,8 @@ static int run_all(struct run *run)
     struct session_need need;
     int rc = session_open_model(&run->session, &run->options.session);
 
+    if (rc == CLI_OK && run->options.session_name)
+        rc = run_session_look(run);
     if (rc == CLI_OK)
         rc = load_prompts(run);
     if (rc == CLI_OK)
@@ -409,6 +442,8 @@ static int run_all(struct run *run)
         rc = prefill_all(run);
     if (rc == CLI_OK)
         rc = decode_all(run);
+    if (rc == CLI_OK && run->options.session_name)
+        rc = run_session_finish(run);
     if (rc == CLI_OK)
         rc = run->options.json ? run_report_json(run) : run_report_text(run);
     for (uint32_t i = 0; i < run->n; i++)

@@ -94,6 +94,8 @@ struct session_need {
 
 /* returns: CLI_OK, CLI_FAILED, CLI_USAGE with a message; session_close is right after any of them. */
 int session_open_model(struct session *session, const struct session_options *options);
+/* Opens the PNM devices alone, unless they are open. */
+int session_open_pnm(struct session *session, uint64_t capacity_bytes);
 /* Opens devices of the stated capacity, context and decoder, after checking that there is memory for them. */
 int session_open_devices(struct session *session, const struct session_need *need);
 /* At the end of the work: what a device has still to say, such as a trace that could not be written. returns: CLI_OK,

@@ -53,19 +53,22 @@ WORK=$out/work NEARKV=$nearkv
 rm -rf "$WORK"
 mkdir "$WORK"
 "$nearkv" needle -o "$WORK/needle.gguf" >/dev/null
-{
-    head -c 80 LICENSE
+text() {
+    head -c "$1" LICENSE
     printf '\nThe pass key is 31415.\n'
-    head -c 90 docs/formats.md
-    printf '\nThe other key is 2718.\n'
-    head -c 80 docs/device.md
+    head -c "$1" docs/formats.md
+    printf '\nThe other key is 27182.\n'
+    head -c "$1" docs/device.md
     echo
-} >"$WORK/text"
+}
+text 60 >"$WORK/text"
+text 160 >"$WORK/book"
 # shellcheck source=tools/cxl/ask.sh
 . "$here/ask.sh"
 for mode in pnm png; do
     ask "$mode" --devices 2 >"$WORK/$mode.json"
 done
+ask_book >"$WORK/book.json"
 "$here/image.sh" "$nearkv" "$out"/kernel/lib/modules/* "$WORK" "$out/guest.cpio"
 
 # ---- The machine -----------------------------------------------------------------------------------------------------
@@ -84,10 +87,10 @@ bridge 2 32 4
 
 # maxmem makes QEMU write the table (SRAT) without which the kernel gives the windows no NUMA nodes.
 begin=$SECONDS
-limit=240
+limit=300
 timeout -k 5 $limit qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 1G,slots=1,maxmem=4G -nodefaults -no-user-config -no-reboot -display none \
     -M "q35,cxl=on,cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=$size,cxl-fmw.1.targets.0=cxl.2,cxl-fmw.1.size=$size" "${machine[@]}" \
-    -kernel "$kernel" -initrd "$out/guest.cpio" -append "console=ttyS0 quiet panic=-1 MEMORY=${MEMORY:-dax}" -serial stdio </dev/null 2>&1 |
+    -kernel "$kernel" -initrd "$out/guest.cpio" -append "console=ttyS0 quiet panic=-1" -serial stdio </dev/null 2>&1 |
     tr -d '\r' >"$out/console.log" || echo "QEMU ended with an error, or was stopped after $limit s" | tee -a "$out/console.log"
 
 verdict=$(grep '^cxl check: ' "$out/console.log" || true)

@@ -112,9 +112,10 @@ enum nkv_op {
        complete it at once; simulated ones charge its time. */
     NKV_OP_COMPUTE = 10,
     /*
-     * Publishes seq under the name at in_offset (struct nkv_seq_name), which no published sequence has. From then on it
-     * outlives its client, and the device itself where the memory does, and it has an id for each token. Not for
-     * NKV_NO_PAGES and NKV_SLOTS. NKV_ESTATE: the name is in use, or seq has one. NKV_ENOSPC: no room for the ids.
+     * Publishes seq under the name at in_offset (struct nkv_seq_name, then u32 [T]: the ids of its first T tokens),
+     * which no published sequence has. From then on it outlives its client, and the device itself where the memory
+     * does, and it has an id for each token. Not for NKV_NO_PAGES and NKV_SLOTS. NKV_ESTATE: the name is in use, or seq
+     * has one. NKV_ENOSPC: no room for the ids.
      */
     NKV_OP_SEQ_PUBLISH = 11,
     /*

@@ -50,6 +50,11 @@ NKV_API int nkv_model_open_random(const char *shape, enum nkv_dtype dtype, uint6
 NKV_API int nkv_model_open_blank(const char *shape, enum nkv_dtype dtype, struct nkv_model **model_out);
 NKV_API void nkv_model_close(struct nkv_model *model);
 NKV_API void nkv_model_info(const struct nkv_model *model, struct nkv_model_info *info_out);
+/*
+ * A number that stands for the weights and what is computed with them: a hash of a file's metadata and tensor table and
+ * of samples of every tensor. Models that differ only between the samples have the same one.
+ */
+NKV_API uint64_t nkv_model_fingerprint(const struct nkv_model *model);
 /* Writes the needle model as a GGUF file (f16 or f32), atomically: path appears whole or not at all. */
 NKV_API int nkv_needle_write(const char *path, enum nkv_dtype dtype);
 
@@ -97,12 +102,10 @@ NKV_API int nkv_decoder_open(struct nkv_model *model, struct nkv_context *contex
                              const struct nkv_decoder_options *options, struct nkv_decoder **decoder_out);
 NKV_API void nkv_decoder_close(struct nkv_decoder *decoder);
 
-/* Called after each chunk; a nonzero return stops with NKV_ECANCELED (the sequence keeps the chunks that are done). */
-typedef int (*nkv_progress_fn)(void *arg, uint64_t n_done, uint64_t n_total);
-
 /*
  * Feeds tokens to one sequence (dense or sparse as the sequence was opened). logits_out: [n_vocab] of the last token,
- * may be NULL. Failing leaves the sequence at the last whole chunk (or ended, with its device's error).
+ * may be NULL. progress is called after each chunk; stopped, the sequence keeps the chunks that are done. Failing
+ * leaves the sequence at the last whole chunk (or ended, with its device's error).
  */
 NKV_API int nkv_prefill(struct nkv_decoder *decoder, struct nkv_seq *seq, const int32_t *tokens, size_t n_tokens,
                         float *logits_out, nkv_progress_fn progress, void *progress_arg);

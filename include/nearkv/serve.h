@@ -76,6 +76,7 @@ struct nkv_serve_stat {
     uint32_t n_clients;   /* entries of `clients` */
     uint32_t n_absent;    /* clients of before a restart, whose sequences are kept until they come back */
     uint32_t reserved;
+    struct nkv_kv_shape shape; /* of what it holds; all 0: no client has attached yet */
     struct nkv_serve_client clients[NKV_SERVE_MAX_CLIENTS];
 };
 /* Asks the device that listens on a socket. returns: 0; NKV_ENOENT: nobody listens there; NKV_EDEVICE; NKV_ENOTSUP. */

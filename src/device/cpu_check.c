@@ -38,7 +38,7 @@ static const struct op_rule rules[NKV_OP_COUNT] = {
                        NKV_PER_HEAD | NKV_CAUSAL | NKV_ALL_PAGES},
     [NKV_OP_READ] = {F_LAYER | F_OUT | F_LIST | F_PAGES, NKV_PER_HEAD | NKV_DIGEST | NKV_TOKENS},
     [NKV_OP_WRITE] = {F_LAYER | F_IN | F_LIST | F_TOKENS | F_PAGES, NKV_PER_HEAD | NKV_DIGEST | NKV_TOKENS},
-    [NKV_OP_SEQ_PUBLISH] = {F_IN, 0},
+    [NKV_OP_SEQ_PUBLISH] = {F_IN | F_TOKENS, 0},
     [NKV_OP_SEQ_LIST] = {F_ARG | F_IN | F_OUT | F_TOKENS | F_PAGES, 0},
     [NKV_OP_COMPUTE] = {F_LAYER | F_SINK | F_ARG | F_IN | F_OUT | F_LIST | F_TOKENS | F_PAGES | F_POS, 0},
 };

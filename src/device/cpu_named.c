@@ -37,9 +37,12 @@ int nkv_cpu_seq_fork_named(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, uint6
 int nkv_cpu_seq_publish(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, uint64_t key)
 {
     struct nkv_seq_name name;
+    const uint32_t *ids = NULL;
+    uint64_t bytes = nkv_cpu_times(cmd->n_tokens, sizeof *ids);
 
     TRY(take_name(cpu, cmd, &name));
-    return nkv_store_publish(cpu->store, key, &name);
+    TRY(nkv_cpu_check_operand(cpu, "token ids", cmd->in_offset + sizeof name, bytes, &ids));
+    return nkv_store_publish(cpu->store, key, &name, ids, cmd->n_tokens);
 }
 
 int nkv_cpu_seq_list(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)

@@ -52,3 +52,13 @@ int nkv_memory_shape(const char *memory, struct nkv_kv_shape *shape_out)
     TRY(nkv_memory_parse(memory, &options, path));
     return nkv_image_peek(&options, shape_out);
 }
+
+int nkv_memory_check(const char *memory, void (*say)(void *arg, const char *line), void *arg,
+                     struct nkv_memory_report *report_out)
+{
+    struct nkv_image_options options;
+    char path[NKV_MEMORY_PATH_BYTES];
+
+    TRY(nkv_memory_parse(memory, &options, path));
+    return nkv_image_check(&options, say, arg, report_out);
+}

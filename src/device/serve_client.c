@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The clients of the device process: coming, saying hello, mapping windows, leaving. The first hello gives the device
- * its KV shape and opens the core; the shape may change only while nobody is attached, because the sequences of all
+ * its KV shape and opens the core; the shape may change only while it holds nothing, because the sequences of all
  * clients live in one store of one shape.
  *
  * A client is a file descriptor, a number and two shared regions. When it ends, be it by closing, dying or nonsense,

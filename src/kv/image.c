@@ -195,7 +195,7 @@ static int prepare(struct nkv_image *image, const struct nkv_kv_shape *shape, co
     return 0;
 }
 
-static int open_store_parts(struct nkv_store *store)
+int nkv_image_open_parts(struct nkv_store *store)
 {
     struct nkv_image *image = store->image;
     const struct image_super *super = &image->super;
@@ -208,9 +208,8 @@ static int open_store_parts(struct nkv_store *store)
     TRY(nkv_alloc(super->n_slots, 1, &image->dirty_slots));
     TRY(nkv_alloc(super->n_chunks, 1, &image->dirty_chunks));
     TRY(nkv_pool_open(super->n_blocks, &image->block_pool));
-    TRY(nkv_store_open_tables(store, super->n_slots, super->n_chunks));
     image->n_births = image->state->n_births;
-    return nkv_image_recover(store);
+    return nkv_store_open_tables(store, super->n_slots, super->n_chunks);
 }
 
 static int open_image(struct nkv_store *store, const struct nkv_kv_shape *shape,
@@ -220,7 +219,8 @@ static int open_image(struct nkv_store *store, const struct nkv_kv_shape *shape,
     store->image->fd = -1;
     TRY(nkv_image_file_open(options, store->image));
     TRY(prepare(store->image, shape, options));
-    return open_store_parts(store);
+    TRY(nkv_image_open_parts(store));
+    return nkv_image_recover(store);
 }
 
 int nkv_store_open_image(const struct nkv_kv_shape *shape, const struct nkv_image_options *options,

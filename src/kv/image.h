@@ -144,6 +144,19 @@ uint64_t nkv_image_frame_sum(const struct nkv_store *store, uint32_t slot, uint3
 /* The record of a full page after the one with record `before` (0: none). */
 uint64_t nkv_image_record(const struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t page, uint64_t before);
 
+/* ---- image_read.c: nothing is written. ---- */
+
+/* A sequence as its root and blocks tell it, to be freed with nkv_free. Its references are counted nowhere, and its
+ * ids stay in the image. returns: 0, NKV_EFORMAT: damaged, NKV_ENOMEM. */
+int nkv_image_read_seq(const struct nkv_image *image, uint32_t root, struct nkv_kv_seq **seq_out);
+/* How many of a sequence's full pages, from the first on, pass their checksums and follow one on the other. */
+uint32_t nkv_image_whole_pages(const struct nkv_store *store, const struct nkv_kv_seq *seq);
+
+/* ---- image.c, for who looks at an image as it is (image_check.c) ---- */
+
+/* Opens the parts of a store on an image that was mapped and whose superblock was read; nothing is recovered. */
+int nkv_image_open_parts(struct nkv_store *store);
+
 /* ---- recover.c ---- */
 
 /* Fills the store with what the image holds. returns: 0, NKV_EFORMAT, NKV_ENOMEM: nothing was changed. */

@@ -61,7 +61,8 @@ int nkv_store_find_named(const struct nkv_store *store, const struct nkv_seq_nam
     return 0;
 }
 
-int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name)
+int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, const uint32_t *ids,
+                      uint32_t n_ids)
 {
     struct nkv_kv_seq *seq = nkv_store_find(store, key), head;
 
@@ -75,9 +76,11 @@ int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_se
     if (lookup(store, name->name))
         FAIL(NKV_ESTATE, "the name '%s' is in use on this device: remove that sequence or use another name",
              name->name);
+    if (n_ids > seq->max_tokens)
+        FAIL(NKV_EINVAL, "ids of %u tokens of a sequence of at most %u", n_ids, seq->max_tokens);
     head = *seq;
     head.name = *name;
-    return nkv_store_seq_remake(store, seq, head, &seq);
+    return nkv_store_seq_remake(store, seq, head, ids, n_ids, &seq);
 }
 
 static uint64_t free_detached_key(struct nkv_store *store)
@@ -118,7 +121,7 @@ int nkv_store_attach(struct nkv_store *store, uint64_t key, const struct nkv_seq
         head.key = key;
         head.id = (uint32_t)key;
         head.max_tokens = max_tokens;
-        TRY(nkv_store_seq_remake(store, seq, head, &seq));
+        TRY(nkv_store_seq_remake(store, seq, head, NULL, 0, &seq));
     } else {
         nkv_store_rekey(store, seq, key);
     }

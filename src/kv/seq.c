@@ -198,8 +198,8 @@ void nkv_store_rekey(struct nkv_store *store, struct nkv_kv_seq *seq, uint64_t k
     nkv_image_rekey(store, seq);
 }
 
-int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct nkv_kv_seq head,
-                         struct nkv_kv_seq **seq_out)
+int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct nkv_kv_seq head, const uint32_t *ids,
+                         uint32_t n_ids, struct nkv_kv_seq **seq_out)
 {
     struct nkv_kv_seq *seq;
 
@@ -210,6 +210,8 @@ int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct
     memcpy(seq->lengths, old->lengths, store->shape.n_layers * sizeof *seq->lengths);
     if (old->tokens)
         memcpy(seq->tokens, old->tokens, old->max_tokens * sizeof *seq->tokens);
+    if (n_ids)
+        memcpy(seq->tokens, ids, n_ids * sizeof *seq->tokens);
     nkv_image_enter(store, seq);
     nkv_image_drop_blocks(store, old->place);
     nkv_store_table_remove(store, old->key);

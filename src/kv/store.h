@@ -110,6 +110,12 @@ int nkv_store_open_image(const struct nkv_kv_shape *shape, const struct nkv_imag
 /* The shape of the sequences that an image holds. returns: 1; 0: it holds none, or is still to be created; else as
  * nkv_store_open_image. */
 int nkv_image_peek(const struct nkv_image_options *options, struct nkv_kv_shape *shape_out);
+/*
+ * Looks at an image that nobody uses; say (may be NULL) gets one line per problem. Nothing is changed.
+ * returns: 0, also with problems; NKV_ENOENT: none there; else as nkv_store_open_image.
+ */
+int nkv_image_check(const struct nkv_image_options *options, void (*say)(void *arg, const char *line), void *arg,
+                    struct nkv_memory_report *report_out);
 /* Sequences that were in the image but could not be read after a crash of the system. */
 uint32_t nkv_store_n_lost(const struct nkv_store *store);
 /* Writes an image to where it survives a crash of the system; blocks. Any other store: does nothing. returns: 0,
@@ -155,7 +161,8 @@ void nkv_store_extend(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t 
 /* returns: 0, or NKV_EINVAL saying what is wrong with a name. */
 int nkv_seq_name_check(const struct nkv_seq_name *name);
 /* See NKV_OP_SEQ_PUBLISH. returns: 0, NKV_EINVAL, NKV_ENOENT, NKV_ESTATE, NKV_ENOSPC, NKV_ENOMEM. */
-int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name);
+int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, const uint32_t *ids,
+                      uint32_t n_ids);
 /* See NKV_OP_SEQ_OPEN with NKV_NAMED. returns: tokens, NKV_EINVAL, NKV_ENOENT, NKV_EFORMAT, NKV_ESTATE, NKV_ENOSPC,
  * NKV_ENOMEM. */
 int nkv_store_attach(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, uint32_t max_tokens);

@@ -74,11 +74,12 @@ uint64_t nkv_store_used_bytes(const struct nkv_store *store);
 int nkv_store_charge(const struct nkv_store *store, uint64_t n_slots, uint64_t n_chunks);
 
 /*
- * Puts in a sequence's place one of the same pages and tokens for head's key, name and max_tokens (at least as many).
+ * Puts in a sequence's place one of the same pages and tokens for head's key, name and max_tokens (at least as many),
+ * where it is published with n_ids new ids at its beginning.
  * returns: 0, NKV_ENOSPC, NKV_ENOMEM: nothing changed.
  */
-int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct nkv_kv_seq head,
-                         struct nkv_kv_seq **seq_out);
+int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct nkv_kv_seq head, const uint32_t *ids,
+                         uint32_t n_ids, struct nkv_kv_seq **seq_out);
 /* Closes the sequences of each owner that is_one. returns: how many. */
 uint32_t nkv_store_close_where(struct nkv_store *store,
                                bool (*is_one)(const struct nkv_store *store, uint32_t owner, uint32_t arg),

@@ -98,9 +98,9 @@ int port_stat(const struct port *port, struct nkv_device_stat *stat_out)
     return 0;
 }
 
-int port_map(struct port *port, uint64_t lane_bytes)
+int port_map(struct port *port, uint64_t lane_bytes, uint64_t control_bytes)
 {
-    uint64_t bytes = N_LANES * lane_bytes;
+    uint64_t bytes = N_LANES * lane_bytes + control_bytes;
     void *window;
 
     if (bytes > port->window_bytes) {
@@ -109,6 +109,7 @@ int port_map(struct port *port, uint64_t lane_bytes)
         port->window_bytes = bytes;
     }
     port->lane_bytes = lane_bytes;
+    port->control_bytes = control_bytes;
     return 0;
 }
 
@@ -129,9 +130,9 @@ int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shap
     struct nkv_device_caps caps = {.size = sizeof caps};
     void *window;
 
-    TRY(port->device->ops->map(port->device, N_LANES * lane_bytes, &window));
+    TRY(port->device->ops->map(port->device, N_LANES * lane_bytes + port->control_bytes, &window));
     port->window = window;
-    port->window_bytes = N_LANES * lane_bytes;
+    port->window_bytes = N_LANES * lane_bytes + port->control_bytes;
     port->lane_bytes = lane_bytes;
     TRY(port->device->ops->caps(port->device, &caps));
     caps.name[sizeof caps.name - 1] = '\0';

@@ -45,9 +45,9 @@ void seq_mark_failed(struct nkv_seq *seq, int status, const char *error)
 
 /* A close that a device refuses would leak the pages, so it is tried again: when the device is lost, once it is back.
  */
-static void close_on(struct nkv_context *context, struct port *port, uint32_t *id)
+static void close_on(struct nkv_context *context, struct port *port, uint16_t flags, uint32_t *id)
 {
-    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_CLOSE, .seq = *id};
+    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_CLOSE, .seq = *id, .flags = flags};
     int status = NKV_EDEVICE;
 
     for (uint32_t i = 0; *id && status < 0 && i < CLOSE_ATTEMPTS; i++)
@@ -89,12 +89,15 @@ static int open_next(struct nkv_context *context, struct port *port, const struc
     return res;
 }
 
-/* returns: tokens that the device kept from before. */
-static int open_on(struct nkv_context *context, struct port *port, uint32_t n_tokens, uint16_t flags, uint32_t *id_out)
+/* OPEN or FORK. returns: tokens that the device says it holds. */
+static int open_on(struct nkv_context *context, struct port *port, struct nkv_cmd cmd, uint32_t n_tokens,
+                   uint32_t *id_out)
 {
-    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_OPEN, .seq = free_id(context), .flags = flags, .n_tokens = n_tokens};
-    int n_kept = open_next(context, port, &cmd, id_out);
+    int n_kept;
 
+    cmd.seq = free_id(context);
+    cmd.n_tokens = n_tokens;
+    n_kept = open_next(context, port, &cmd, id_out);
     TRY(n_kept);
     if ((uint32_t)n_kept > n_tokens)
         FAIL(NKV_EDEVICE, "device %u (%s) says that a sequence of at most %u tokens holds %d", port->index,
@@ -102,21 +105,11 @@ static int open_on(struct nkv_context *context, struct port *port, uint32_t n_to
     return n_kept;
 }
 
-static int open_new(struct nkv_seq *seq)
-{
-    uint16_t flags = seq_has_digests(seq) ? 0 : NKV_NO_DIGEST;
-    int n_kept = open_on(seq->context, seq->home, seq->options.max_tokens, flags, &seq->id);
-
-    TRY(n_kept);
-    seq->length = (uint32_t)n_kept;
-    return 0;
-}
-
 static void close_devices(struct nkv_seq *seq)
 {
-    close_on(seq->context, seq->home, &seq->id);
-    close_on(seq->context, seq->context->compute, &seq->mirror_id);
-    close_on(seq->context, seq->context->compute, &seq->slots_id);
+    close_on(seq->context, seq->home, seq->removes ? NKV_NAMED : 0, &seq->id);
+    close_on(seq->context, seq->context->compute, 0, &seq->mirror_id);
+    close_on(seq->context, seq->context->compute, 0, &seq->slots_id);
 }
 
 /* Closing may fail, too; the message that the caller gets is that of the failure before. */
@@ -133,27 +126,24 @@ static int close_after(struct nkv_seq *seq, int status)
 static int open_compute(struct nkv_seq *seq)
 {
     struct nkv_context *context = seq->context;
+    const struct nkv_cmd mirror = {.op = NKV_OP_SEQ_OPEN, .flags = NKV_NO_PAGES};
+    const struct nkv_cmd slots = {.op = NKV_OP_SEQ_OPEN, .flags = NKV_SLOTS};
 
     if (seq->options.mode == NKV_MODE_RECALL)
-        TRY(open_on(context, context->compute, seq->options.max_tokens, NKV_NO_PAGES, &seq->mirror_id));
+        TRY(open_on(context, context->compute, mirror, seq->options.max_tokens, &seq->mirror_id));
     if (seq->n_slots)
-        TRY(open_on(context, context->compute, seq->n_slots * context->shape.page_tokens, NKV_SLOTS, &seq->slots_id));
+        TRY(open_on(context, context->compute, slots, seq->n_slots * context->shape.page_tokens, &seq->slots_id));
     if (context->compute)
         seq->compute_epoch = context->compute->epoch;
     return 0;
 }
 
-static int open_home(struct nkv_seq *seq, const struct nkv_seq *parent, uint32_t n_tokens)
+static int open_home(struct nkv_seq *seq, const struct nkv_cmd *open)
 {
-    struct nkv_context *context = seq->context;
-    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_FORK, .seq = free_id(context), .n_tokens = seq->options.max_tokens};
+    int n_kept = open_on(seq->context, seq->home, *open, seq->options.max_tokens, &seq->id);
 
-    if (!parent)
-        return open_new(seq);
-    cmd.arg = parent->id;
-    cmd.pos = n_tokens;
-    TRY(open_next(context, seq->home, &cmd, &seq->id));
-    seq->length = n_tokens;
+    TRY(n_kept);
+    seq->length = open->op == NKV_OP_SEQ_FORK ? open->pos : (uint32_t)n_kept;
     return 0;
 }
 
@@ -175,9 +165,7 @@ static void unlink_seq(struct nkv_seq *seq)
         seq->context->sequences = seq->next;
 }
 
-/* From a resolved and placed draft to an open sequence. */
-static int seq_create(const struct nkv_seq *draft, const struct nkv_seq *parent, uint32_t n_tokens,
-                      struct nkv_seq **seq_out)
+int seq_create(const struct nkv_seq *draft, const struct nkv_cmd *open, struct nkv_seq **seq_out)
 {
     struct nkv_seq *seq;
     int status;
@@ -189,7 +177,7 @@ static int seq_create(const struct nkv_seq *draft, const struct nkv_seq *parent,
     if (status < 0)
         goto free_seq;
     memset(seq->resident, 0xff, n_resident(seq) * sizeof *seq->resident);
-    status = open_home(seq, parent, n_tokens);
+    status = open_home(seq, open);
     if (status >= 0)
         status = open_compute(seq);
     if (status < 0)
@@ -209,10 +197,12 @@ free_seq:
 int nkv_seq_open(struct nkv_context *context, const struct nkv_seq_options *options, struct nkv_seq **seq_out)
 {
     struct nkv_seq draft = {.context = context};
+    struct nkv_cmd open = {.op = NKV_OP_SEQ_OPEN};
 
     TRY(seq_resolve(&context->shape, options, &draft));
     TRY(seq_place(context, &draft));
-    return seq_create(&draft, NULL, 0, seq_out);
+    open.flags = seq_has_digests(&draft) ? 0 : NKV_NO_DIGEST;
+    return seq_create(&draft, &open, seq_out);
 }
 
 static int check_fork(const struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq *draft)
@@ -231,12 +221,13 @@ int nkv_seq_fork(struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq
                  struct nkv_seq **seq_out)
 {
     struct nkv_seq draft = {.context = parent->context, .home = parent->home};
+    struct nkv_cmd open = {.op = NKV_OP_SEQ_FORK, .arg = parent->id, .pos = n_tokens};
 
     TRY(seq_resolve(&parent->context->shape, options ? options : &parent->options, &draft));
     TRY(check_fork(parent, n_tokens, &draft));
     draft.options.keep_digests |= seq_has_digests(parent); /* the copy has what its parent has */
     TRY(seq_check_compute(parent->context, &draft));
-    return seq_create(&draft, parent, n_tokens, seq_out);
+    return seq_create(&draft, &open, seq_out);
 }
 
 void nkv_seq_close(struct nkv_seq *seq)
@@ -249,7 +240,19 @@ void nkv_seq_close(struct nkv_seq *seq)
     close_devices(seq);
     unlink_seq(seq);
     nkv_free(seq->resident);
+    nkv_free(seq->ids);
     nkv_free(seq);
+}
+
+int seq_discard(struct nkv_seq *seq, int status)
+{
+    char message[512];
+
+    strncpy(message, nkv_last_error(), sizeof message - 1);
+    message[sizeof message - 1] = '\0';
+    seq->removes = seq->ids != NULL;
+    nkv_seq_close(seq);
+    return nkv_fail(status, "%s", message);
 }
 
 /* Resident pages that are no longer whole are given up; after a failure, all. */
@@ -267,8 +270,8 @@ static int renew_compute(struct nkv_seq *seq)
 
     if (!context->compute || seq->compute_epoch == context->compute->epoch)
         return 0;
-    close_on(context, context->compute, &seq->mirror_id);
-    close_on(context, context->compute, &seq->slots_id);
+    close_on(context, context->compute, 0, &seq->mirror_id);
+    close_on(context, context->compute, 0, &seq->slots_id);
     forget_resident(seq, 0);
     seq->mirror_tokens = 0;
     seq->mirror_stale = true;
@@ -310,7 +313,7 @@ int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens)
         seq->mirror_tokens = 0;
     seq->mirror_stale = true;
     seq->length = n_tokens;
-    seq->next_layer = seq->step_tokens = 0;
+    seq->next_layer = seq->step_tokens = seq->n_ids = 0;
     seq->status = 0;
     seq->error[0] = '\0';
     return 0;

@@ -76,7 +76,8 @@ static inline void tidy(struct nkv_cmd *cmd, uint64_t *random)
     if (cmd->op == NKV_OP_APPEND)
         cmd->out_offset = cmd->list_offset = cmd->n_pages = 0;
     if (cmd->op == NKV_OP_SEQ_PUBLISH)
-        *cmd = (struct nkv_cmd){.op = NKV_OP_SEQ_PUBLISH, .seq = cmd->seq, .in_offset = 64 * pick(random, 16)};
+        *cmd = (struct nkv_cmd){
+            .op = NKV_OP_SEQ_PUBLISH, .seq = cmd->seq, .in_offset = 64 * pick(random, 16), .n_tokens = cmd->n_tokens};
     if (cmd->op == NKV_OP_SEQ_LIST) {
         cmd->layer = 0;
         cmd->arg = pick(random, 3);

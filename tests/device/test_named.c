@@ -27,10 +27,20 @@ static void put_name(struct rig *rig, const char *name, uint64_t model)
     at->model = model;
 }
 
+/* With the ids 0, 1, ... of its first n tokens. */
+static int publish_ids(struct rig *rig, uint32_t seq, const char *name, uint64_t model, uint32_t n)
+{
+    uint32_t *ids = rig_at(rig, NAME_AT + sizeof(struct nkv_seq_name));
+
+    put_name(rig, name, model);
+    for (uint32_t i = 0; i < n; i++)
+        ids[i] = i;
+    return rig_run(rig, (struct nkv_cmd){.op = NKV_OP_SEQ_PUBLISH, .seq = seq, .in_offset = NAME_AT, .n_tokens = n});
+}
+
 static int publish(struct rig *rig, uint32_t seq, const char *name, uint64_t model)
 {
-    put_name(rig, name, model);
-    return rig_run(rig, (struct nkv_cmd){.op = NKV_OP_SEQ_PUBLISH, .seq = seq, .in_offset = NAME_AT});
+    return publish_ids(rig, seq, name, model, 0);
 }
 
 static int attach(struct rig *rig, uint32_t seq, const char *name, uint64_t model, uint32_t max_tokens)
@@ -205,8 +215,8 @@ static void forks_by_name_share_pages_and_lists_tell(void **state)
     model_open(&model, &small, 100);
     assert_int_equal(rig_seq_open(&rig, 1, 40, 0), 0);
     append_both(&rig, &model, 1, 30, &random);
-    assert_int_equal(publish(&rig, 1, "mother", 1), 0);
-    assert_int_equal(write_ids(&rig, 1, 0, 30, 0), 30);
+    assert_int_equal(publish_ids(&rig, 1, "mother", 1, 41), NKV_EINVAL); /* beyond its 40 tokens */
+    assert_int_equal(publish_ids(&rig, 1, "mother", 1, 30), 0);
     used = rig_stat(&rig).used_bytes;
     assert_int_equal(fork_named(&rig, 2, "mother", 31, 40), NKV_EINVAL);
     assert_int_equal(fork_named(&rig, 2, "mother", 22, 40), 0);

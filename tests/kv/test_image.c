@@ -283,7 +283,7 @@ static void growing_gives_back_what_it_replaces(void **state)
     (void)state;
     make_store(&w, IMAGE_BYTES);
     assert_int_equal(nkv_store_seq_open(w.store, 1, 20, 0), 0);
-    assert_int_equal(nkv_store_publish(w.store, 1, &name), 0);
+    assert_int_equal(nkv_store_publish(w.store, 1, &name, NULL, 0), 0);
     for (uint32_t i = 0; i < 100; i++) {
         assert_int_equal(nkv_store_seq_close(w.store, 1), 0);
         assert_int_equal(nkv_store_attach(w.store, 1, &name, 22 + 2 * i), 0);
@@ -543,6 +543,66 @@ static void damaged_images_are_refused_as_they_are(void **state)
     free(w);
 }
 
+static uint32_t count_problems(void)
+{
+    struct nkv_image_options options = image_options(0);
+    struct nkv_memory_report report;
+
+    if (nkv_image_check(&options, NULL, NULL, &report) < 0)
+        fail_msg("%s", nkv_last_error());
+    assert_memory_equal(&report.shape, &world_shape, sizeof world_shape);
+    return report.n_problems;
+}
+
+/* Of each sequence: a byte of its first page, of that page's digest, of its tables. returns: how many. */
+static uint32_t find_places(const struct world *w, size_t at_out[3 * WORLD_SEQS])
+{
+    const struct nkv_store *store = w->store;
+    const char *base = store->image->memory.base;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < 1u << store->table_shift; i++) {
+        const struct nkv_kv_seq *seq = store->table[i];
+
+        if (!seq || nkv_seq_shortest_layer(store, seq) < world_shape.page_tokens || !seq->n_chunks)
+            continue;
+        at_out[n++] = (size_t)((char *)nkv_store_page(store, seq, 1, 0, 1).v - base);
+        at_out[n++] = (size_t)((char *)nkv_store_digests(store, seq, 1, 0, 1) - base);
+        at_out[n++] = store->image->super.blocks_at + seq->place.block * NKV_IMAGE_BLOCK_BYTES + 130;
+    }
+    return n;
+}
+
+static void checks_find_what_was_changed(void **state)
+{
+    struct world *w = calloc(1, sizeof *w);
+    size_t n = 0, n_after = 0, at[3 * WORLD_SEQS];
+    uint32_t n_places;
+    char *bytes, *after;
+
+    (void)state;
+    assert_non_null(w);
+    w->random = 9;
+    make_store(w, IMAGE_BYTES);
+    run_ops(w, 150, NULL);
+    n_places = find_places(w, at);
+    assert_true(n_places >= 6);
+    nkv_store_close(w->store);
+    assert_int_equal(count_problems(), 0);
+    bytes = read_image(&n);
+    for (uint32_t i = 0; i < n_places; i++) {
+        bytes[at[i]] ^= 4;
+        write_image(bytes, n);
+        assert_true(count_problems() > 0);
+        after = read_image(&n_after);
+        assert_true(n_after == n && memcmp(after, bytes, n) == 0);
+        free(after);
+        bytes[at[i]] ^= 4;
+    }
+    free(bytes);
+    free(w);
+}
+
 static void an_image_serves_one_process_and_one_shape(void **state)
 {
     struct nkv_image_options options = image_options(0);
@@ -610,7 +670,7 @@ static int open_and_use(void)
         return status;
     status = nkv_store_seq_open(store, 50, 30, 0);
     if (status == 0)
-        status = nkv_store_publish(store, 50, &name);
+        status = nkv_store_publish(store, 50, &name, NULL, 0);
     if (status == 0)
         status = nkv_store_remove(store, 50);
     else
@@ -665,6 +725,7 @@ int main(void)
         cmocka_unit_test(growing_gives_back_what_it_replaces),
         cmocka_unit_test(torn_writes_cut_sequences_and_mix_nothing_up),
         cmocka_unit_test(damaged_images_are_refused_as_they_are),
+        cmocka_unit_test(checks_find_what_was_changed),
         cmocka_unit_test(an_image_serves_one_process_and_one_shape),
         cmocka_unit_test(every_room_can_run_out),
         cmocka_unit_test(every_failed_allocation_is_survived),

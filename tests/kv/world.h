@@ -139,7 +139,7 @@ static inline int world_apply_store(struct world *w, const struct world_op *op)
     struct world_seq *model = &w->seqs[op->seq];
     struct nkv_seq_name name = world_name(op);
     struct nkv_kv_seq *seq;
-    uint32_t ids[60], n_ids;
+    uint32_t ids[WORLD_TOKENS], n_ids;
 
     switch (op->kind) {
     case WORLD_OPEN:
@@ -152,7 +152,10 @@ static inline int world_apply_store(struct world *w, const struct world_op *op)
         return model->name.name[0] && op->remove ? nkv_store_remove(w->store, model->key)
                                                  : nkv_store_seq_close(w->store, model->key);
     case WORLD_PUBLISH:
-        return nkv_store_publish(w->store, model->key, &name);
+        n_ids = world_shortest(model);
+        for (uint32_t i = 0; i < n_ids; i++)
+            ids[i] = op->number + i;
+        return nkv_store_publish(w->store, model->key, &name, ids, n_ids);
     case WORLD_ATTACH:
         return nkv_store_attach(w->store, world_key(op->seq), &model->name, op->max_tokens);
     default:
@@ -220,6 +223,8 @@ static inline void world_apply_model(struct world *w, const struct world_op *op)
     case WORLD_PUBLISH:
         seq->name = world_name(op);
         memset(seq->ids, 0, sizeof seq->ids);
+        for (uint32_t i = 0; i < world_shortest(seq); i++)
+            seq->ids[i] = op->number + i;
         break;
     case WORLD_ATTACH:
         seq->detached = false;
