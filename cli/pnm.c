@@ -14,11 +14,12 @@
 #include "text.h"
 
 static const char usage[] = "usage: nearkv pnm stat unix:PATH [--watch] [--json]\n"
-                            "       nearkv pnm list unix:PATH [--json]\n"
-                            "       nearkv pnm show NAME unix:PATH [--json]\n"
-                            "       nearkv pnm remove NAME unix:PATH\n"
-                            "What the device process that listens on PATH does (stat), the sessions that it holds\n"
-                            "(list), one of them (show); removes one (remove).\n"
+                            "       nearkv pnm list DEVICE [--json]\n"
+                            "       nearkv pnm show NAME DEVICE [--json]\n"
+                            "       nearkv pnm remove NAME DEVICE\n"
+                            "What the device process that listens on PATH does (stat), the sessions that a device\n"
+                            "holds (list), one of them (show); removes one (remove). DEVICE is unix:PATH, or memory\n"
+                            "that no process has at the moment: file:PATH or dax:/dev/daxX.Y.\n"
                             "\n"
                             "  --watch      stat: again every second, until Ctrl-C or the device ends\n"
                             "  --json       one JSON object on stdout (with --watch: one a line)\n";
@@ -99,7 +100,7 @@ static int read_arguments(int argc, char **argv, struct options *o)
         return cli_usage("name one device: nearkv pnm %s unix:PATH", o->what);
     }
     o->spec = argv[argc - 1];
-    if (strncmp(o->spec, "unix:", 5) != 0)
+    if (strncmp(o->spec, "unix:", 5) != 0 && (strcmp(o->what, "stat") == 0 || !remote_is_memory(o->spec)))
         return cli_usage("name one device: nearkv pnm %s%s unix:PATH", o->what, o->name ? " NAME" : "");
     if (o->watch && strcmp(o->what, "stat") != 0)
         return cli_usage("--watch is for nearkv pnm stat");

@@ -22,6 +22,7 @@ enum {
     OPTION_SEED,
     OPTION_SESSION,
     OPTION_CONTINUE,
+    OPTION_MEMORY,
     OPTION_RECONNECT,
     OPTION_JSON,
     OPTION_HELP
@@ -43,6 +44,9 @@ static void print_help(void)
            "  --session NAME          the sequence stays on the device under that name; the next run with it, or with "
            "a text\n"
            "                          that begins alike, feeds only what is new\n"
+           "  --memory file:PATH[:SIZE]|dax:PATH   memory of the devices of this process that outlives it; a file is "
+           "made\n"
+           "                          with SIZE if it does not exist (N devices: PATH.0, PATH.1, ...)\n"
            "  --continue              TEXT comes after all that the session holds\n"
            "  --reconnect[=SECONDS]   wait for a device process that was lost and go on from there (60)\n"
            "  --json                  one JSON object on stdout (schema nearkv.run/1)\n"
@@ -74,6 +78,9 @@ static int own_option(struct run_options *o, int option, const char *arg)
     case OPTION_SESSION:
         o->session_name = arg;
         return CLI_OK;
+    case OPTION_MEMORY:
+        o->session.memory = arg;
+        return CLI_OK;
     case OPTION_CONTINUE:
         o->continues = true;
         return CLI_OK;
@@ -100,6 +107,7 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"top-p", required_argument, NULL, OPTION_TOP_P},
         {"seed", required_argument, NULL, OPTION_SEED},
         {"session", required_argument, NULL, OPTION_SESSION},
+        {"memory", required_argument, NULL, OPTION_MEMORY},
         {"continue", no_argument, NULL, OPTION_CONTINUE},
         {"reconnect", optional_argument, NULL, OPTION_RECONNECT},
         {"json", no_argument, NULL, OPTION_JSON},
