@@ -50,6 +50,7 @@ struct nkv_serve {
     char name[64];
     struct serve_socket socket, metrics;
     int stop_fd;
+    int memory_fd; /* holds the lock of memory that outlives the process; -1: there is none */
     _Atomic uint32_t stop;
     bool stopping;
     bool closing; /* clients are sent away, but not for good: their sequences stay */

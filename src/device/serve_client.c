@@ -145,6 +145,8 @@ int nkv_serve_open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shap
                                     .n_threads = o->n_threads,
                                     .node = o->on_node ? (int)o->node : -1,
                                     .memory = o->memory,
+                                    .is_locked = o->memory != NULL,
+                                    .memory_fd = serve->memory_fd,
                                     .format = o->format && !serve->cpu};
     struct nkv_cpu *cpu;
     int status;

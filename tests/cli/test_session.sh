@@ -9,6 +9,7 @@ PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" 
 import atexit
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -174,6 +175,16 @@ children['pnm3'].wait()
 got, _ = run('run', '--memory', image, '--session', 'short', '--json', *short, '--mode', 'full')
 assert got['tokens'] == first['tokens'] and got['session']['reused_tokens'] == first['n_prompt'] - 1
 assert list(sessions(image)) == ['short']
+got, _ = run('pnm', 'check', image, '--json')
+assert got['problems'] == [] and got['closed_in_order'] and got['sequences'] == 1 and got['full_pages'] > 0
+with open(image[5:], 'rb') as good, open(f'{tmp}/bad', 'wb') as bad:
+    data = bytearray(good.read())
+    for at in re.finditer(b'NKVSEQ01', bytes(data)): # tables that were replaced are still there
+        data[at.start() + 128] ^= 1
+    bad.write(data)
+got, _ = run('pnm', 'check', f'file:{tmp}/bad', '--json', status=1)
+assert len(got['problems']) == 1 and 'checksum differs' in got['problems'][0], got
+run('run', '--memory', f'file:{tmp}/bad', '--session', 'short', *short, status=1)
 run('session', 'export', 'short', f'{tmp}/short', '--memory', image)
 run('session', 'import', f'{tmp}/short', '--memory', f'file:{tmp}/new:32M')
 got, _ = run('run', '--memory', f'file:{tmp}/new', '--session', 'short', '--json', *short)

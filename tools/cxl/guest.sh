@@ -105,10 +105,13 @@ listens() {
     nearkv pnm stat "unix:/run/pnm$1.sock" >/dev/null 2>&1
 }
 
+# start N OPTIONS...
 start() {
-    nearkv pnmd --memory "dax:/dev/dax$1.0" --listen "unix:/run/pnm$1.sock" --name "pnm$1" --threads 1 2>"/run/pnm$1.log" &
-    eval "pid$1=\$!"
-    wait_for listens "$1" || { cat "/run/pnm$1.log"; return 1; }
+    n=$1
+    shift
+    nearkv pnmd --memory "dax:/dev/dax$n.0" --listen "unix:/run/pnm$n.sock" --name "pnm$n" --threads 1 "$@" 2>"/run/pnm$n.log" &
+    eval "pid$n=\$!"
+    wait_for listens "$n" || { cat "/run/pnm$n.log"; return 1; }
 }
 
 # Two processes on one memory would destroy it.
@@ -153,6 +156,32 @@ check_reconnect() {
     has /tmp/answer.err "there again" && is_answer_of_both png /tmp/answer.json
 }
 
+# holds_tokens N: device 1 has committed N tokens of the session.
+holds_tokens() {
+    n_tokens=$(nearkv pnm list unix:/run/pnm1.sock --json | sed -n 's/.*"tokens":\([0-9]*\).*/\1/p')
+    [ "${n_tokens:-0}" -ge "$1" ]
+}
+
+# Nobody has the session; a device that comes back keeps it for the client of before for a while.
+is_free() {
+    nearkv pnm list unix:/run/pnm1.sock --json | grep -q '"attached":false'
+}
+
+# A run that feeds a session dies with its device. The device comes back: the same run again feeds only what is missing.
+check_session() {
+    book="--device unix:/run/pnm1.sock --session book"
+    ask_book $book >/tmp/book.json 2>/tmp/book.err &
+    client=$!
+    wait_for holds_tokens 512 && kill_device 1 || return 1
+    wait "$client"
+    status=$?
+    [ $status = 1 ] || { echo "exit status $status of a run whose device was killed"; return 1; }
+    has /tmp/book.err pnm1 && has /tmp/book.err "its process ended" || { cat /tmp/book.err; return 1; }
+    start 1 --keep 1 && wait_for is_free && ask_book $book >/tmp/book.json && is_answer book /tmp/book.json || return 1
+    reused=$(sed -n 's/.*"reused_tokens":\([0-9]*\).*/\1/p' /tmp/book.json)
+    [ "${reused:-0}" -ge 512 ] || { echo "only $reused tokens were reused"; return 1; }
+}
+
 devices="--device unix:/run/pnm0.sock --device unix:/run/pnm1.sock"
 make_devices
 check "both DAX devices keep what is written" check_patterns || finish
@@ -163,4 +192,5 @@ check "pnmd starts on device 1" start 1 || finish
 check "run over both devices, pnm" check_answer pnm
 check "a second pnmd on device 0 is refused" check_lock
 check "run over both, png, device 1 killed in between" check_reconnect
+check "session on device 1, killed in between" check_session
 finish
