@@ -49,7 +49,6 @@ void nkv_serve_log(const struct nkv_serve *serve, const char *format, ...)
 static bool run_one(struct nkv_serve *serve, struct serve_client *client)
 {
     struct nkv_wire_head bell = nkv_wire_head(NKV_WIRE_BELL);
-    struct nkv_device_stat before, after;
     struct nkv_cmd cmd;
     struct nkv_cqe cqe;
     int status;
@@ -61,11 +60,7 @@ static bool run_one(struct nkv_serve *serve, struct serve_client *client)
         nkv_serve_drop(serve, client, nkv_last_error());
     if (status <= 0)
         return false;
-    before = nkv_cpu_read_stat(serve->cpu);
     cqe = nkv_cpu_run(serve->cpu, client->number, client->window.base, client->window_bytes, &cmd);
-    after = nkv_cpu_read_stat(serve->cpu);
-    client->used_bytes += after.used_bytes - before.used_bytes; /* modulo 2^64: it may be less */
-    client->n_sequences += after.n_sequences - before.n_sequences;
     client->n_commands++;
     client->busy_ns += cqe.end_ns - cqe.start_ns;
     if (nkv_ring_complete(&client->ring, &cqe, nkv_last_error()))

@@ -26,8 +26,7 @@ struct serve_client {
     struct nkv_region ring_memory, window;
     uint64_t window_bytes;
     struct nkv_ring_owner ring;
-    uint64_t used_bytes, n_commands, busy_ns;
-    uint32_t n_sequences;
+    uint64_t n_commands, busy_ns;
 };
 
 /* A connection to the metrics socket. */

@@ -100,7 +100,8 @@ static uint32_t free_number(struct nkv_serve *serve)
 
 int nkv_serve_identify(struct nkv_serve *serve, struct serve_client *client, uint64_t id)
 {
-    uint32_t number = nkv_store_client_find(serve->cpu->store, id);
+    uint32_t number = nkv_store_client_find(serve->cpu->store, id), n = 0;
+    uint64_t bytes = 0;
 
     if (number == 0) {
         number = free_number(serve);
@@ -110,10 +111,9 @@ int nkv_serve_identify(struct nkv_serve *serve, struct serve_client *client, uin
     }
     if (is_attached(serve, number))
         FAIL(NKV_ESTATE, "client %u, which is attached, has said the same id", number);
-    TRY(nkv_store_owner_usage(serve->cpu->store, number, &client->used_bytes, &client->n_sequences));
+    TRY(nkv_store_owner_usage(serve->cpu->store, number, &bytes, &n));
     client->number = number;
     nkv_store_client_return(serve->cpu->store, number);
-    nkv_serve_log(serve, "client %u is back: %u sequences, %llu bytes", number, client->n_sequences,
-                  (unsigned long long)client->used_bytes);
+    nkv_serve_log(serve, "client %u is back: %u sequences, %llu bytes", number, n, (unsigned long long)bytes);
     return 0;
 }
