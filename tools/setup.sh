@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs the Debian packages that nearkv needs, only those that are missing.
-#   tools/setup.sh build    to build and run it
+#   tools/setup.sh build    to build and run it (MPI, for run --tp and --pnm-ranks, is optional: CMake finds out)
 #   tools/setup.sh check    to run `make check`, too
 set -euo pipefail
 
-build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libcxl-dev libdaxctl-dev libjansson-dev libpcre2-dev libcyaml-dev libyaml-dev libcmocka-dev"
+build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libcxl-dev libdaxctl-dev libjansson-dev libpcre2-dev libcyaml-dev libyaml-dev libcmocka-dev libopenmpi-dev openmpi-bin"
 check="$build git clang clang-format libclang-rt-14-dev gnuplot-nox python3 python3-venv man-db"
 
 case "${1:-}" in
