@@ -14,7 +14,16 @@
 #include "commands.h"
 #include "progress.h"
 
-enum { OPTION_TEMP = SESSION_END, OPTION_TOP_K, OPTION_TOP_P, OPTION_SEED, OPTION_JSON, OPTION_HELP };
+enum {
+    OPTION_TEMP = SESSION_END,
+    OPTION_TOP_K,
+    OPTION_TOP_P,
+    OPTION_SEED,
+    OPTION_TP,
+    OPTION_PNM_RANKS,
+    OPTION_JSON,
+    OPTION_HELP
+};
 
 static void print_help(void)
 {
@@ -27,6 +36,8 @@ static void print_help(void)
            "  --top-k K               sample from the K likeliest; 0: all (0)\n"
            "  --top-p P               sample from the likeliest that make up P (1)\n"
            "  --seed S                of sampling (0)\n"
+           "  --tp N                  dense layers in N processes (1): mpirun -n N nearkv run ...\n"
+           "  --pnm-ranks N           N more processes that are the PNM devices (none: devices in rank 0)\n"
            "  --json                  one JSON object on stdout (schema nearkv.run/1)\n"
            "%s",
            session_help);
@@ -53,6 +64,10 @@ static int own_option(struct run_options *o, int option, const char *arg)
         return cli_float("--top-p", arg, 0, 1, &o->sampler.top_p);
     case OPTION_SEED:
         return cli_u64("--seed", arg, 0, UINT64_MAX, &o->sampler.seed);
+    case OPTION_TP:
+        return parallel_option("--tp", arg, &o->parallel.n_tp);
+    case OPTION_PNM_RANKS:
+        return parallel_option("--pnm-ranks", arg, &o->parallel.n_pnm);
     case OPTION_JSON:
         o->json = true;
         return CLI_OK;
@@ -72,6 +87,8 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"top-k", required_argument, NULL, OPTION_TOP_K},
         {"top-p", required_argument, NULL, OPTION_TOP_P},
         {"seed", required_argument, NULL, OPTION_SEED},
+        {"tp", required_argument, NULL, OPTION_TP},
+        {"pnm-ranks", required_argument, NULL, OPTION_PNM_RANKS},
         {"json", no_argument, NULL, OPTION_JSON},
         {"help", no_argument, NULL, OPTION_HELP},
         {0},
@@ -80,6 +97,8 @@ static int parse(int argc, char **argv, struct run_options *o)
 
     *o = (struct run_options){.max_tokens = 128, .sampler = {.size = sizeof o->sampler, .top_p = 1}};
     session_defaults(&o->session);
+    if (parallel_launched())
+        o->session.n_threads = 0; /* not given: parallel_roles knows how many there are for each process */
     while (rc == CLI_OK && (option = getopt_long(argc, argv, "m:f:p:n:", options, NULL)) != -1) {
         if (option == OPTION_HELP) {
             print_help();
@@ -374,6 +393,7 @@ static int run_all(struct run *run)
     struct session_need need;
     int rc = session_open_model(&run->session, &run->options.session);
 
+    rc = parallel_shard(&run->parallel, rc, run->session.model);
     if (rc == CLI_OK)
         rc = load_prompts(run);
     if (rc == CLI_OK)
@@ -410,6 +430,31 @@ static void run_close(struct run *run)
     session_close(&run->session);
 }
 
+/* A compute rank but the first: its part of the model, and a decoder that does what rank 0's does. */
+static int follow(struct run *run)
+{
+    int rc = session_open_model(&run->session, &run->options.session);
+
+    rc = parallel_shard(&run->parallel, rc, run->session.model);
+    if (rc != CLI_OK)
+        return rc;
+    rc = session_open_decoder(&run->session, run->options.n_prompts ? run->options.n_prompts : 1);
+    return parallel_follow(&run->parallel, rc == CLI_OK ? run->session.decoder : NULL);
+}
+
+static int run_role(struct run *run)
+{
+    int rc;
+
+    if (parallel_is_device(&run->parallel))
+        return parallel_serve(&run->parallel);
+    if (!parallel_follows(&run->parallel))
+        progress_catch_interrupt();
+    rc = parallel_follows(&run->parallel) ? follow(run) : run_all(run);
+    run_close(run);
+    return rc;
+}
+
 int run_main(int argc, char **argv)
 {
     struct run *run = calloc(1, sizeof *run);
@@ -417,12 +462,14 @@ int run_main(int argc, char **argv)
 
     if (!run)
         return cli_fail("out of memory");
-    rc = parse(argc, argv, &run->options);
-    if (rc == CLI_OK) {
-        progress_catch_interrupt();
-        rc = run_all(run);
-        run_close(run);
-    }
+    rc = parallel_begin(&run->parallel);
+    if (rc == CLI_OK)
+        rc = parse(argc, argv, &run->options);
+    run->parallel.options = run->options.parallel;
+    rc = parallel_roles(&run->parallel, rc, &run->options.session);
+    if (rc == CLI_OK)
+        rc = run_role(run);
+    rc = parallel_end(&run->parallel, rc);
     free(run);
     return rc < 0 ? CLI_OK : rc;
 }

@@ -24,6 +24,7 @@ struct session_options {
     uint32_t n_devices; /* --devices; 0: not given */
     uint32_t n_threads;
     const char *trace;
+    struct nkv_comm *comm; /* the processes that share the dense layers; NULL: this one alone */
 };
 
 enum {
@@ -95,6 +96,8 @@ struct session_need {
 int session_open_model(struct session *session, const struct session_options *options);
 /* Opens devices of the stated capacity, context and decoder, after checking that there is memory for them. */
 int session_open_devices(struct session *session, const struct session_need *need);
+/* The decoder alone, of a process that follows another (nkv_decoder_follow). */
+int session_open_decoder(struct session *session, uint32_t max_batch);
 /* At the end of the work: what a device has still to say, such as a trace that could not be written. returns: CLI_OK,
  * or CLI_FAILED with a message. */
 int session_check_devices(const struct session *session);
