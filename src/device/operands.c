@@ -92,14 +92,19 @@ uint32_t nkv_operands_in(const struct nkv_kv_shape *shape, const struct nkv_cmd 
     return list.n;
 }
 
+/* Without NKV_STEADY nobody writes its three lists. */
 static void add_select(struct list *list, const struct nkv_cmd *cmd)
 {
-    uint32_t page = list->shape->page_tokens;
-    uint64_t n_total = cmd->flags & NKV_SCORES ? ((uint64_t)cmd->pos + cmd->n_tokens + page - 1) / page : 0;
-    struct nkv_select_layout at =
-        nkv_select_layout(units(list, cmd), cmd->n_pages, cmd->flags & NKV_STEADY ? cmd->arg : 0, 0);
+    bool steady = cmd->flags & NKV_STEADY;
+    uint32_t n_units = units(list, cmd), page = list->shape->page_tokens;
+    struct nkv_select_layout at = nkv_select_layout(n_units, cmd->n_pages, steady ? cmd->arg : 0, 0);
 
-    add(list, NKV_OPERAND_LISTS, cmd->out_offset, at.scores + nkv_align64(times(4u * units(list, cmd), n_total)));
+    if (cmd->out_offset > list->window_bytes) /* else the sums below might overflow */
+        return;
+    add(list, NKV_OPERAND_LISTS, cmd->out_offset, steady ? at.scores : at.steady);
+    if (cmd->flags & NKV_SCORES)
+        add(list, NKV_OPERAND_LISTS, cmd->out_offset + at.scores,
+            4u * (uint64_t)n_units * (((uint64_t)cmd->pos + cmd->n_tokens + page - 1) / page));
 }
 
 static void add_partials(struct list *list, const struct nkv_cmd *cmd)
