@@ -202,3 +202,22 @@ int parallel_end(struct parallel *p, int rc)
     nkv_mpi_close(p->mpi);
     return rc;
 }
+
+int parallel_bench(int argc, char **argv, int (*bench)(int argc, char **argv))
+{
+    struct parallel p;
+    int rc = parallel_begin(&p);
+
+    if (!p.mpi)
+        return rc == CLI_OK ? bench(argc, argv) : rc;
+    if (rc == CLI_OK && nkv_mpi_comm(p.mpi, 1, &p.comm) < 0)
+        rc = cli_fail("%s", nkv_last_error());
+    p.busy = rc == CLI_OK;
+    if (rc == CLI_OK && p.rank == 0)
+        rc = bench(argc, argv);
+    else if (rc == CLI_OK && nkv_mpi_serve(p.mpi) < 0) {
+        (void)cli_fail("%s", nkv_last_error());
+        rc = give_up(&p);
+    }
+    return parallel_end(&p, rc);
+}

@@ -48,6 +48,8 @@ int parallel_shard(struct parallel *parallel, int rc, struct nkv_model *model);
 /* What the others do until rank 0 has ended. */
 int parallel_serve(struct parallel *parallel);
 int parallel_follow(struct parallel *parallel, struct nkv_decoder *decoder);
+/* Runs a benchmark in rank 0; the other processes are devices that it may open (mpi:RANK). */
+int parallel_bench(int argc, char **argv, int (*bench)(int argc, char **argv));
 /* What the processes exchanged, for the report. pre: there are several. */
 json_t *parallel_json(const struct parallel *parallel);
 /* The end of a run. After a failure every process is ended here; else returns rc, the same in every process. */
