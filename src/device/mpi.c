@@ -19,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "device/backend.h"
 #include "device/mpi_job.h"
 #include "device/mpi_wire.h"
@@ -160,7 +159,7 @@ static int take_message(struct mpi_device *m, uint64_t bytes)
 /* Takes what has arrived. returns: whether anything had, or NKV_EDEVICE. */
 static int progress(struct mpi_device *m)
 {
-    int64_t bytes = nkv_mpi_receive(m->job->world, m->peer, NKV_MPI_TAG_UP, &m->inbox);
+    int64_t bytes = nkv_mpi_receive(m->job, m->peer, NKV_MPI_TAG_UP, &m->inbox);
 
     if (bytes == 0)
         return 0;
@@ -174,7 +173,7 @@ static int progress(struct mpi_device *m)
 /* A buffer for a message. The other side may wait for us to take its own, hence the progress. */
 static int take_buffer(struct mpi_device *m, void **buffer_out)
 {
-    uint64_t begin_ns = nkv_now_ns();
+    struct nkv_mpi_turn turn = nkv_mpi_first_turn(m->job);
     int free;
 
     while ((free = nkv_mpi_outbox_take(&m->outbox, buffer_out)) == 0) {
@@ -182,7 +181,7 @@ static int take_buffer(struct mpi_device *m, void **buffer_out)
 
         TRY(came);
         if (!came)
-            nkv_mpi_pause(begin_ns);
+            nkv_mpi_pause(m->job, &turn);
     }
     return free < 0 ? lose(m) : 0;
 }
@@ -192,7 +191,7 @@ static int ask(struct mpi_device *m, enum nkv_mpi_kind kind, const struct nkv_mp
                struct nkv_mpi_reply *reply_out)
 {
     struct nkv_mpi_head *head = NULL;
-    uint64_t begin_ns = nkv_now_ns();
+    struct nkv_mpi_turn turn = nkv_mpi_first_turn(m->job);
 
     if (*m->lost)
         return fail_lost(m);
@@ -207,7 +206,7 @@ static int ask(struct mpi_device *m, enum nkv_mpi_kind kind, const struct nkv_mp
 
         TRY(came);
         if (!came)
-            nkv_mpi_pause(begin_ns);
+            nkv_mpi_pause(m->job, &turn);
     }
     if (reply_out && m->reply.status < 0)
         FAIL(m->reply.status, "%s", m->reply.text);
@@ -320,7 +319,7 @@ static int mpi_submit(struct nkv_device *device, const struct nkv_cmd *cmds, uin
 static int mpi_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n)
 {
     struct mpi_device *m = mpi_of(device);
-    uint64_t begin_ns = nkv_now_ns();
+    struct nkv_mpi_turn turn = nkv_mpi_first_turn(m->job);
     uint32_t n = 0, n_in_flight = m->submitted - m->reaped;
 
     if (min_n > max_n || min_n > n_in_flight)
@@ -334,7 +333,7 @@ static int mpi_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_
         if (!came && *m->lost)
             break;
         if (!came)
-            nkv_mpi_pause(begin_ns);
+            nkv_mpi_pause(m->job, &turn);
     }
     if (m->completed - m->reaped < min_n)
         return fail_lost(m);
@@ -410,13 +409,13 @@ static void free_parts(struct mpi_device *m)
 static void mpi_close(struct nkv_device *device)
 {
     struct mpi_device *m = mpi_of(device);
-    uint64_t begin_ns = nkv_now_ns();
+    struct nkv_mpi_turn turn = nkv_mpi_first_turn(m->job);
     int came = 0;
 
     while (m->completed != m->submitted && !*m->lost && came >= 0) {
         came = progress(m);
         if (came == 0)
-            nkv_mpi_pause(begin_ns);
+            nkv_mpi_pause(m->job, &turn);
     }
     (void)ask(m, NKV_MPI_BYE, &(struct nkv_mpi_request){0}, NULL);
     free_parts(m);
@@ -477,7 +476,7 @@ int nkv_mpi_device_open(const char *args, const struct nkv_device_config *config
     m->job = job;
     m->peer = peer;
     snprintf(m->caps.name, sizeof m->caps.name, "rank%d", peer);
-    nkv_mpi_outbox_init(&m->outbox, job->world, peer, NKV_MPI_TAG_DOWN);
+    nkv_mpi_outbox_init(&m->outbox, job, peer, NKV_MPI_TAG_DOWN);
     status = say_hello(m, config);
     if (status < 0) {
         free_parts(m);

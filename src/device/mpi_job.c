@@ -1,30 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The job: joining and leaving it, and how its processes wait. MPI's own waiting calls are not used: they poll without
- * end, and a rank that waits would take a core from the one that it waits for when both share it. Everything here is
- * the nonblocking form and a loop (nkv_mpi_pause). MPI's progress threads were not an option: Debian's build has none.
+ * The job: joining and leaving it, and messages between its ranks. The end of a process is the launcher's to notice:
+ * mpirun sees its child end, ends the others and says which it was. Watching each other was rejected: a rank that
+ * computes for a minute looks like one that is dead.
  *
- * The end of a process is the launcher's to notice: mpirun sees its child end, ends the others and says which it was.
  * There is one job per process because MPI can be initialised once; hence the one variable below.
  */
 #define _GNU_SOURCE
 #include <limits.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <time.h>
 
-#include "base/clock.h"
-#include "base/futex.h"
 #include "device/mpi_job.h"
 #include "device/mpi_wire.h"
-
-#define SPIN_NS      4000u
-#define YIELD_NS     40000u
-#define MIN_SLEEP_NS 5000u
-#define MAX_SLEEP_NS 1000000u
 
 static struct nkv_mpi *current;
 
@@ -44,42 +34,11 @@ int nkv_mpi_check(int code, const char *what)
     FAIL(NKV_EDEVICE, "%s: MPI says: %s", what, text);
 }
 
-/* ---- Waiting ---- */
-
-void nkv_mpi_pause(uint64_t begin_ns)
-{
-    uint64_t waited_ns = nkv_now_ns() - begin_ns, sleep_ns = waited_ns / 32;
-    struct timespec t = {0};
-
-    if (waited_ns < SPIN_NS) {
-        nkv_spin_pause();
-    } else if (waited_ns < YIELD_NS) {
-        sched_yield();
-    } else {
-        sleep_ns = sleep_ns < MIN_SLEEP_NS ? MIN_SLEEP_NS : sleep_ns;
-        t.tv_nsec = (long)(sleep_ns < MAX_SLEEP_NS ? sleep_ns : MAX_SLEEP_NS);
-        nanosleep(&t, NULL);
-    }
-}
-
-int nkv_mpi_wait(MPI_Request *request, const char *what)
-{
-    uint64_t begin_ns = nkv_now_ns();
-    int done = 0;
-
-    for (;;) {
-        TRY(nkv_mpi_check(MPI_Test(request, &done, MPI_STATUS_IGNORE), what));
-        if (done)
-            return 0;
-        nkv_mpi_pause(begin_ns);
-    }
-}
-
 /* ---- Messages ---- */
 
-void nkv_mpi_outbox_init(struct nkv_mpi_outbox *outbox, MPI_Comm comm, int peer, int tag)
+void nkv_mpi_outbox_init(struct nkv_mpi_outbox *outbox, const struct nkv_mpi *mpi, int peer, int tag)
 {
-    *outbox = (struct nkv_mpi_outbox){.comm = comm, .peer = peer, .tag = tag};
+    *outbox = (struct nkv_mpi_outbox){.mpi = mpi, .peer = peer, .tag = tag};
     for (uint32_t i = 0; i < NKV_MPI_SLOTS; i++)
         outbox->requests[i] = MPI_REQUEST_NULL;
 }
@@ -94,7 +53,7 @@ int nkv_mpi_outbox_reserve(struct nkv_mpi_outbox *outbox, uint64_t bytes)
     for (uint32_t i = 0; i < NKV_MPI_SLOTS; i++) {
         if (outbox->buffers[i].bytes >= bytes)
             continue;
-        TRY(nkv_mpi_wait(&outbox->requests[i], "sending"));
+        TRY(nkv_mpi_wait(outbox->mpi, &outbox->requests[i], "sending"));
         TRY(nkv_region_open_sparse(bytes, &region));
         nkv_region_close(&outbox->buffers[i]);
         outbox->buffers[i] = region;
@@ -117,35 +76,53 @@ int nkv_mpi_outbox_send(struct nkv_mpi_outbox *outbox, uint64_t bytes)
     uint32_t slot = outbox->next;
 
     outbox->next = (slot + 1) % NKV_MPI_SLOTS;
-    return nkv_mpi_check(MPI_Isend(outbox->buffers[slot].base, (int)bytes, MPI_BYTE, outbox->peer, outbox->tag,
-                                   outbox->comm, &outbox->requests[slot]),
-                         "sending");
+    TRY(nkv_mpi_check(MPI_Isend(outbox->buffers[slot].base, (int)bytes, MPI_BYTE, outbox->peer, outbox->tag,
+                                outbox->mpi->world, &outbox->requests[slot]),
+                      "sending"));
+    nkv_mpi_ring(outbox->mpi, (uint32_t)outbox->peer);
+    return 0;
 }
 
 void nkv_mpi_outbox_close(struct nkv_mpi_outbox *outbox)
 {
     for (uint32_t i = 0; i < NKV_MPI_SLOTS; i++) {
-        (void)nkv_mpi_wait(&outbox->requests[i], "sending");
+        (void)nkv_mpi_wait(outbox->mpi, &outbox->requests[i], "sending");
         nkv_region_close(&outbox->buffers[i]);
     }
 }
 
-int64_t nkv_mpi_receive(MPI_Comm comm, int source, int tag, const struct nkv_region *buffer)
+/* A long message moves while both sides look after it: the sender is woken for each of its steps. */
+static int finish_receiving(const struct nkv_mpi *mpi, MPI_Request *request, uint32_t source)
+{
+    struct nkv_mpi_turn turn = nkv_mpi_first_turn(mpi);
+    int done = 0;
+
+    for (;;) {
+        TRY(nkv_mpi_check(MPI_Test(request, &done, MPI_STATUS_IGNORE), "receiving"));
+        if (done)
+            return 0;
+        nkv_mpi_ring(mpi, source);
+        nkv_mpi_pause(mpi, &turn);
+    }
+}
+
+int64_t nkv_mpi_receive(const struct nkv_mpi *mpi, int source, int tag, const struct nkv_region *buffer)
 {
     MPI_Message message;
     MPI_Request request;
     MPI_Status status;
     int found = 0, n = 0;
 
-    TRY(nkv_mpi_check(MPI_Improbe(source, tag, comm, &found, &message, &status), "receiving"));
+    for (int look = 0; look < 2 && !found; look++) /* OpenMPI looks first and fetches then: a lone look would be late */
+        TRY(nkv_mpi_check(MPI_Improbe(source, tag, mpi->world, &found, &message, &status), "receiving"));
     if (!found)
         return 0;
     TRY(nkv_mpi_check(MPI_Get_count(&status, MPI_BYTE, &n), "receiving"));
     if (n <= 0 || (size_t)n > buffer->bytes)
-        FAIL(NKV_EDEVICE, "rank %d sent a message of %d bytes where at most %zu were expected", status.MPI_SOURCE, n,
+        FAIL(NKV_EDEVICE, "rank %d sent a message of %d bytes where at most %zu were expected", source, n,
              buffer->bytes);
     TRY(nkv_mpi_check(MPI_Imrecv(buffer->base, n, MPI_BYTE, &message, &request), "receiving"));
-    TRY(nkv_mpi_wait(&request, "receiving"));
+    TRY(finish_receiving(mpi, &request, (uint32_t)source));
     return n;
 }
 
@@ -191,10 +168,11 @@ static int join(struct nkv_mpi *mpi)
     TRY(nkv_mpi_check(MPI_Comm_split_type(mpi->world, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &local),
                       "joining the MPI job"));
     MPI_Comm_size(local, &n_local);
-    MPI_Comm_free(&local);
     mpi->rank = (uint32_t)rank;
     mpi->size = (uint32_t)size;
     mpi->n_local = (uint32_t)n_local;
+    TRY(nkv_mpi_bells_open(mpi, local, mpi->n_local));
+    MPI_Comm_free(&local);
     return 0;
 }
 
@@ -209,6 +187,7 @@ int nkv_mpi_open(struct nkv_mpi **mpi_out)
     TRY(nkv_alloc(1, sizeof *mpi, &mpi));
     status = join(mpi);
     if (status < 0) {
+        nkv_free(mpi->bells);
         nkv_free(mpi);
         return status;
     }
@@ -231,7 +210,7 @@ int nkv_mpi_agree(struct nkv_mpi *mpi, int32_t value, int32_t *value_out, uint32
     MPI_Request request;
 
     TRY(nkv_mpi_check(MPI_Iallreduce(&own, &all, 1, MPI_2INT, MPI_MAXLOC, mpi->world, &request), "agreeing"));
-    TRY(nkv_mpi_wait(&request, "agreeing"));
+    TRY(nkv_mpi_finish(mpi, &request, mpi->size, "agreeing"));
     *value_out = all.value;
     *rank_out = (uint32_t)all.rank;
     return 0;
@@ -246,7 +225,8 @@ int nkv_mpi_release(struct nkv_mpi *mpi, uint32_t first)
 
         TRY(nkv_mpi_check(MPI_Isend(&head, sizeof head, MPI_BYTE, (int)rank, NKV_MPI_TAG_DOWN, mpi->world, &request),
                           "releasing"));
-        TRY(nkv_mpi_wait(&request, "releasing"));
+        nkv_mpi_ring(mpi, rank);
+        TRY(nkv_mpi_wait(mpi, &request, "releasing"));
     }
     return 0;
 }
@@ -270,7 +250,8 @@ void nkv_mpi_close(struct nkv_mpi *mpi)
     if (!mpi)
         return;
     if (nkv_mpi_check(MPI_Ibarrier(mpi->world, &request), "leaving the MPI job") == 0)
-        (void)nkv_mpi_wait(&request, "leaving the MPI job");
+        (void)nkv_mpi_finish(mpi, &request, mpi->size, "leaving the MPI job");
+    nkv_mpi_bells_close(mpi);
     nkv_mpi_comm_close(mpi->comm);
     MPI_Comm_free(&mpi->world);
     MPI_Finalize();

@@ -16,7 +16,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "device/cpu.h"
 #include "device/mpi_job.h"
 #include "device/mpi_wire.h"
@@ -42,11 +41,11 @@ struct service {
 
 static int take_buffer(struct service *s, void **buffer_out)
 {
-    uint64_t begin_ns = nkv_now_ns();
+    struct nkv_mpi_turn turn = nkv_mpi_first_turn(s->job);
     int free;
 
     while ((free = nkv_mpi_outbox_take(&s->outbox, buffer_out)) == 0)
-        nkv_mpi_pause(begin_ns);
+        nkv_mpi_pause(s->job, &turn);
     return free < 0 ? free : 0;
 }
 
@@ -246,23 +245,23 @@ static int handle(struct service *s, uint64_t bytes)
 
 static int serve(struct service *s)
 {
-    uint64_t begin_ns = nkv_now_ns();
+    struct nkv_mpi_turn turn = nkv_mpi_first_turn(s->job);
     int status = 1;
 
-    nkv_mpi_outbox_init(&s->outbox, s->job->world, 0, NKV_MPI_TAG_UP);
+    nkv_mpi_outbox_init(&s->outbox, s->job, 0, NKV_MPI_TAG_UP);
     TRY(nkv_mpi_outbox_reserve(&s->outbox, NKV_MPI_FRAME_BYTES));
     TRY(nkv_region_open_sparse(NKV_MPI_FRAME_BYTES, &s->inbox));
     while (status > 0) {
-        int64_t bytes = nkv_mpi_receive(s->job->world, 0, NKV_MPI_TAG_DOWN, &s->inbox);
+        int64_t bytes = nkv_mpi_receive(s->job, 0, NKV_MPI_TAG_DOWN, &s->inbox);
 
         if (bytes < 0)
             return (int)bytes;
         if (bytes == 0) {
-            nkv_mpi_pause(begin_ns);
+            nkv_mpi_pause(s->job, &turn);
             continue;
         }
         status = handle(s, (uint64_t)bytes);
-        begin_ns = nkv_now_ns();
+        turn = nkv_mpi_first_turn(s->job);
     }
     return status;
 }
