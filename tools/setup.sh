@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs the Debian packages that nearkv needs, only those that are missing.
-#   tools/setup.sh build    to build and run it (MPI, for run --tp and --pnm-ranks, is optional: CMake finds out)
+#   tools/setup.sh build    to build and run it; what is optional only when it can install (CMake builds without)
 #   tools/setup.sh check    to run `make check`, too
 set -euo pipefail
 
-build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libcxl-dev libdaxctl-dev libjansson-dev libpcre2-dev libcyaml-dev libyaml-dev libcmocka-dev libopenmpi-dev openmpi-bin"
+build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libcxl-dev libdaxctl-dev libjansson-dev libpcre2-dev libcyaml-dev libyaml-dev libcmocka-dev"
+optional="libopenmpi-dev openmpi-bin" # run --tp, --pnm-ranks
 check="$build git clang clang-format libclang-rt-14-dev gnuplot-nox python3 python3-venv man-db"
 
 case "${1:-}" in
@@ -25,11 +26,16 @@ missing=""
 for package in $wanted; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
 done
+if [ "$(id -u)" = 0 ]; then
+    for package in $optional; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+    done
+fi
 [ -z "$missing" ] && exit 0
 
 if [ "$(id -u)" != 0 ]; then
     echo "nearkv: these Debian packages are missing:$missing" >&2
-    echo "nearkv: install them with: sudo apt-get update && sudo apt-get install$missing" >&2
+    echo "nearkv: install them with: sudo apt-get update && sudo apt-get install$missing $optional" >&2
     exit 1
 fi
 echo "nearkv: installing$missing"

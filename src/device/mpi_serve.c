@@ -178,6 +178,9 @@ static int open_device(struct service *s, const struct nkv_mpi_request *request)
         FAIL(NKV_ENOTSUP, "rank %u serves device ABI %u, not %u: use the same nearkv everywhere", s->job->rank,
              NKV_DEVICE_ABI, request->abi);
     TRY(nkv_kv_shape_check(&config.shape));
+    if (request->bytes > nkv_cpu_available_bytes()) /* memory is committed as it is used: too late to say no */
+        FAIL(NKV_ENOMEM, "device mpi:%u is to hold %.1f MiB, but its machine has %.1f MiB of memory left", s->job->rank,
+             (double)request->bytes / 0x1p20, (double)nkv_cpu_available_bytes() / 0x1p20);
     TRY(nkv_alloc(1, sizeof *s->cpu, &s->cpu));
     status = nkv_cpu_core_open(s->cpu, &config);
     if (status < 0) {

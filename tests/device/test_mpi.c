@@ -350,6 +350,9 @@ static void test_queue_and_faults(void **state)
     assert_int_equal(rig_seq_close(&rig, 9), NKV_ENOENT);
     assert_non_null(strstr(nkv_last_error(), "9"));
     rig_close(&rig);
+    config.capacity_bytes = (uint64_t)1 << 60;
+    assert_int_equal(nkv_device_open("mpi:1", &config, &other), NKV_ENOMEM);
+    assert_non_null(strstr(nkv_last_error(), "of memory left"));
     for (uint32_t i = 0; i < 5; i++) {
         static const char *const specs[] = {"mpi:0", "mpi:3", "mpi:", "mpi:-1", "mpi:1x"};
 
