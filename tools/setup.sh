@@ -7,7 +7,7 @@ set -euo pipefail
 
 build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libcxl-dev libdaxctl-dev libjansson-dev libpcre2-dev libcyaml-dev libyaml-dev libcmocka-dev"
 optional="libopenmpi-dev openmpi-bin" # run --tp, --pnm-ranks
-check="$build git clang clang-format libclang-rt-14-dev gnuplot-nox python3 python3-venv man-db"
+check="$build git iproute2 clang clang-format libclang-rt-14-dev gnuplot-nox python3 python3-venv man-db"
 
 case "${1:-}" in
 build) wanted=$build ;;

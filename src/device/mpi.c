@@ -316,27 +316,32 @@ static int mpi_submit(struct nkv_device *device, const struct nkv_cmd *cmds, uin
     return status;
 }
 
+/* Waits until n completions are there. returns: 0 or NKV_EDEVICE. */
+static int await(struct mpi_device *m, uint32_t n)
+{
+    struct nkv_mpi_turn turn = nkv_mpi_first_turn(m->job);
+
+    while (m->completed - m->reaped < n) {
+        int came = *m->lost ? fail_lost(m) : progress(m);
+
+        TRY(came);
+        if (!came)
+            nkv_mpi_pause(m->job, &turn);
+    }
+    return 0;
+}
+
 static int mpi_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n)
 {
     struct mpi_device *m = mpi_of(device);
-    struct nkv_mpi_turn turn = nkv_mpi_first_turn(m->job);
     uint32_t n = 0, n_in_flight = m->submitted - m->reaped;
 
     if (min_n > max_n || min_n > n_in_flight)
         FAIL(NKV_EINVAL, "cannot wait for %u completions: %u commands are in flight, and there is room for %u", min_n,
              n_in_flight, max_n);
-    for (;;) {
-        int came = m->completed - m->reaped < max_n && !*m->lost ? progress(m) : 0;
-
-        if (came < 0 || m->completed - m->reaped >= (min_n ? min_n : 1) || (min_n == 0 && !came))
-            break;
-        if (!came && *m->lost)
-            break;
-        if (!came)
-            nkv_mpi_pause(m->job, &turn);
-    }
-    if (m->completed - m->reaped < min_n)
-        return fail_lost(m);
+    TRY(await(m, min_n));
+    while (m->completed - m->reaped < max_n && !*m->lost && progress(m) > 0)
+        continue;
     for (; n < max_n && m->reaped != m->completed; n++) {
         const struct flight *f = flight_at(m, m->reaped++);
 
@@ -409,14 +414,8 @@ static void free_parts(struct mpi_device *m)
 static void mpi_close(struct nkv_device *device)
 {
     struct mpi_device *m = mpi_of(device);
-    struct nkv_mpi_turn turn = nkv_mpi_first_turn(m->job);
-    int came = 0;
 
-    while (m->completed != m->submitted && !*m->lost && came >= 0) {
-        came = progress(m);
-        if (came == 0)
-            nkv_mpi_pause(m->job, &turn);
-    }
+    (void)await(m, m->submitted - m->reaped);
     (void)ask(m, NKV_MPI_BYE, &(struct nkv_mpi_request){0}, NULL);
     free_parts(m);
 }
