@@ -5,7 +5,7 @@ CTX    ?= 131072
 PREFIX ?= /usr/local
 JOBS   ?= $(shell nproc)
 
-.PHONY: all demo check bench fmt install clean
+.PHONY: all demo check check-cxl bench fmt install clean
 
 all:
 	@tools/setup.sh build
@@ -17,6 +17,9 @@ demo: all
 
 check:
 	@tools/check.sh
+
+check-cxl: all
+	@tools/check_cxl.sh
 
 bench:
 	@$(MAKE) --no-print-directory all >&2

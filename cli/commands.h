@@ -10,5 +10,6 @@ int info_main(int argc, char **argv);
 int needle_main(int argc, char **argv);
 int pnm_main(int argc, char **argv);
 int pnmd_main(int argc, char **argv);
+int session_main(int argc, char **argv);
 
 #endif

@@ -2,6 +2,9 @@
 /*
  * Decoding. A prompt's last token is fed by a decode step, not by prefill: all answers of a batch then begin with the
  * same step, and the first token comes from the mode's own selection. Figures of decoding leave that first step out.
+ *
+ * A step that lost a device gives its sequences no token: they are fed the same one again when it is back, so there may
+ * be more steps than tokens.
  */
 #include "generate.h"
 
@@ -11,6 +14,7 @@
 
 #include "cli.h"
 #include "progress.h"
+#include "reconnect.h"
 
 struct batch {
     struct answer **answers; /* those that go on */
@@ -56,9 +60,24 @@ void answer_fail(struct answer *answer, int status, const char *message)
     snprintf(answer->error, sizeof answer->error, "%s", message);
 }
 
+/* Brings back the sequences whose device was lost. */
+static void revive(const struct generation *g)
+{
+    bool lost = false;
+
+    for (uint32_t i = 0; i < g->n_answers; i++)
+        lost |= !g->answers[i].done && reconnect_may_help(g->session, nkv_seq_status(g->answers[i].seq));
+    if (!lost || !reconnect_devices(g->session))
+        return;
+    for (uint32_t i = 0; i < g->n_answers; i++)
+        if (!g->answers[i].done && reconnect_may_help(g->session, nkv_seq_status(g->answers[i].seq)))
+            (void)reconnect_seq(g->answers[i].seq);
+}
+
 static void batch_fill(const struct generation *g, struct batch *batch)
 {
     batch->n = 0;
+    revive(g);
     for (uint32_t i = 0; i < g->n_answers; i++) {
         struct answer *a = &g->answers[i];
 
@@ -79,11 +98,14 @@ static void finish(struct answer *answer)
 }
 
 /* Takes the step's logits of one answer: its next token, its end or its failure. */
-static void take_token(const struct generation *g, struct answer *answer, const float *logits, bool is_first)
+static void take_token(const struct generation *g, struct answer *answer, const float *logits)
 {
+    bool is_first = answer->n_tokens == 0;
     int32_t token;
     int status = nkv_seq_status(answer->seq);
 
+    if (reconnect_may_help(g->session, status)) /* before the next step */
+        return;
     if (status < 0) {
         answer_fail(answer, status, nkv_seq_error(answer->seq));
         return;
@@ -120,8 +142,9 @@ static int run_step(const struct generation *g, struct batch *batch, uint32_t st
     if (nkv_decode(g->session->decoder, batch->seqs, batch->tokens, batch->n, batch->logits) < 0)
         return cli_fail("%s", nkv_last_error());
     for (uint32_t i = 0; i < batch->n; i++)
-        take_token(g, batch->answers[i], batch->logits + (size_t)i * n_vocab, step == 0);
-    g->step_ns[step] = progress_now_ns() - start_ns;
+        take_token(g, batch->answers[i], batch->logits + (size_t)i * n_vocab);
+    if (step < g->max_tokens)
+        g->step_ns[step] = progress_now_ns() - start_ns;
     return CLI_OK;
 }
 
@@ -130,7 +153,7 @@ int generate(struct generation *g)
     struct batch batch;
     int rc = batch_open(g, &batch);
 
-    for (uint32_t step = 0; rc == CLI_OK && step < g->max_tokens; step++) {
+    for (uint32_t step = 0; rc == CLI_OK; step++) {
         batch_fill(g, &batch);
         if (batch.n == 0)
             break;

@@ -159,8 +159,12 @@ static void print_place(const struct nkv_memory *memory)
         printf(", reads %.1f GB/s", memory->bandwidth_mb_s / 1e3);
     if (memory->latency_ns)
         printf(", latency %u ns", memory->latency_ns);
+    if (*memory->regions)
+        printf(", in %s", memory->regions);
     if (*memory->argument)
         printf(", --memory %s\n", memory->argument);
+    else if (memory->kind == NKV_MEMORY_CXL && *memory->regions)
+        printf("\n");
     else if (memory->kind == NKV_MEMORY_CXL)
         printf(", of use as a DAX device or node (cxl create-region, then daxctl or ndctl)\n");
     else
@@ -247,12 +251,13 @@ static json_t *memory_json(const struct nkv_memory_list *list)
 
         json_array_append_new(
             root,
-            json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s?, s:b}", "kind", nkv_memory_kind_name(memory->kind),
-                      "name", memory->name, "path", memory->path, "bytes", known_json(memory->bytes), "node",
-                      memory->node < 0 ? json_null() : json_integer(memory->node), "distance",
-                      known_json(memory->distance), "bandwidth_mb_s", known_json(memory->bandwidth_mb_s), "latency_ns",
-                      known_json(memory->latency_ns), "memory", *memory->argument ? memory->argument : NULL, "best",
-                      (int)(memory == list->best)));
+            json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s?, s:s?, s:b}", "kind",
+                      nkv_memory_kind_name(memory->kind), "name", memory->name, "path", memory->path, "bytes",
+                      known_json(memory->bytes), "node", memory->node < 0 ? json_null() : json_integer(memory->node),
+                      "distance", known_json(memory->distance), "bandwidth_mb_s", known_json(memory->bandwidth_mb_s),
+                      "latency_ns", known_json(memory->latency_ns), "memory",
+                      *memory->argument ? memory->argument : NULL, "regions", *memory->regions ? memory->regions : NULL,
+                      "best", (int)(memory == list->best)));
     }
     return root;
 }

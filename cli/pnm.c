@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* nearkv pnm: looks at a device process from outside. */
+/* nearkv pnm: looks at a device process from outside, and removes what nobody wants any more. */
 #define _GNU_SOURCE
 #include <getopt.h>
 #include <jansson.h>
@@ -10,13 +10,20 @@
 
 #include "cli.h"
 #include "commands.h"
+#include "remote.h"
 #include "text.h"
 
 static const char usage[] = "usage: nearkv pnm stat unix:PATH [--watch] [--json]\n"
-                            "Prints what the device process that listens on PATH holds and does.\n"
+                            "       nearkv pnm list unix:PATH [--json]\n"
+                            "       nearkv pnm show NAME unix:PATH [--json]\n"
+                            "       nearkv pnm remove NAME unix:PATH\n"
+                            "What the device process that listens on PATH does (stat), the sessions that it holds\n"
+                            "(list), one of them (show); removes one (remove).\n"
                             "\n"
-                            "  --watch      again every second, until Ctrl-C or the device ends\n"
+                            "  --watch      stat: again every second, until Ctrl-C or the device ends\n"
                             "  --json       one JSON object on stdout (with --watch: one a line)\n";
+
+static const char synopsis[] = "nearkv pnm stat|list unix:PATH, nearkv pnm show|remove NAME unix:PATH";
 
 enum { WATCH = 256, JSON, HELP };
 
@@ -28,7 +35,8 @@ static const struct option long_options[] = {
 };
 
 struct options {
-    const char *path;
+    const char *what, *name; /* name: NULL where `what` takes none */
+    const char *spec;
     bool watch, json;
 };
 
@@ -51,15 +59,15 @@ static json_t *clients_json(const struct nkv_serve_stat *stat)
 
 static int print_json(const struct nkv_serve_stat *stat)
 {
-    return text_print_json(
-        json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:I, s:I, s:I, s:f, s:f, s:o}", "schema",
-                  "nearkv.pnm.stat/1", "name", stat->name, "threads", (json_int_t)stat->n_threads, "capacity_bytes",
-                  (json_int_t)stat->capacity_bytes, "used_bytes", (json_int_t)stat->used_bytes, "resident_bytes",
-                  (json_int_t)stat->resident_bytes, "pages", "total", (json_int_t)stat->n_total_pages, "free",
-                  (json_int_t)stat->n_free_pages, "bytes", (json_int_t)stat->page_bytes, "sequences",
-                  (json_int_t)stat->n_sequences, "queue_depth", (json_int_t)stat->queue_depth, "commands",
-                  (json_int_t)stat->n_commands, "busy_s", (double)stat->busy_ns * 1e-9, "uptime_s",
-                  (double)stat->uptime_ns * 1e-9, "clients", clients_json(stat)));
+    return text_print_json(json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:I, s:I, s:I, s:f, s:f, s:I, s:o}", "schema",
+        "nearkv.pnm.stat/1", "name", stat->name, "threads", (json_int_t)stat->n_threads, "capacity_bytes",
+        (json_int_t)stat->capacity_bytes, "used_bytes", (json_int_t)stat->used_bytes, "resident_bytes",
+        (json_int_t)stat->resident_bytes, "pages", "total", (json_int_t)stat->n_total_pages, "free",
+        (json_int_t)stat->n_free_pages, "bytes", (json_int_t)stat->page_bytes, "sequences",
+        (json_int_t)stat->n_sequences, "queue_depth", (json_int_t)stat->queue_depth, "commands",
+        (json_int_t)stat->n_commands, "busy_s", (double)stat->busy_ns * 1e-9, "uptime_s",
+        (double)stat->uptime_ns * 1e-9, "absent_clients", (json_int_t)stat->n_absent, "clients", clients_json(stat)));
 }
 
 static void print_text(const struct nkv_serve_stat *stat)
@@ -67,8 +75,8 @@ static void print_text(const struct nkv_serve_stat *stat)
     printf("%s: %s of %s used, %u of %u pages free, %u sequences, %u commands waiting\n", stat->name,
            cli_bytes(stat->used_bytes), cli_bytes(stat->capacity_bytes), stat->n_free_pages, stat->n_total_pages,
            stat->n_sequences, stat->queue_depth);
-    printf("%llu commands in %.3f s, up for %.0f s, %u clients\n", (unsigned long long)stat->n_commands,
-           (double)stat->busy_ns * 1e-9, (double)stat->uptime_ns * 1e-9, stat->n_clients);
+    printf("%llu commands in %.3f s, up for %.0f s, %u clients, %u absent\n", (unsigned long long)stat->n_commands,
+           (double)stat->busy_ns * 1e-9, (double)stat->uptime_ns * 1e-9, stat->n_clients, stat->n_absent);
     for (uint32_t i = 0; i < stat->n_clients; i++) {
         const struct nkv_serve_client *c = &stat->clients[i];
 
@@ -76,6 +84,28 @@ static void print_text(const struct nkv_serve_stat *stat)
                cli_bytes(c->used_bytes), c->n_sequences, (unsigned long long)c->n_commands, (double)c->busy_ns * 1e-9,
                c->queue_depth);
     }
+}
+
+static int read_arguments(int argc, char **argv, struct options *o)
+{
+    o->what = argc > 0 ? argv[0] : "";
+    if (strcmp(o->what, "show") == 0 || strcmp(o->what, "remove") == 0) {
+        if (argc != 3)
+            return cli_usage("name a session and a device: nearkv pnm %s NAME unix:PATH", o->what);
+        o->name = argv[1];
+    } else if (strcmp(o->what, "stat") != 0 && strcmp(o->what, "list") != 0) {
+        return cli_usage("say what to do: %s", synopsis);
+    } else if (argc != 2) {
+        return cli_usage("name one device: nearkv pnm %s unix:PATH", o->what);
+    }
+    o->spec = argv[argc - 1];
+    if (strncmp(o->spec, "unix:", 5) != 0)
+        return cli_usage("name one device: nearkv pnm %s%s unix:PATH", o->what, o->name ? " NAME" : "");
+    if (o->watch && strcmp(o->what, "stat") != 0)
+        return cli_usage("--watch is for nearkv pnm stat");
+    if (o->json && strcmp(o->what, "remove") == 0)
+        return cli_usage("--json: nearkv pnm remove prints nothing");
+    return CLI_OK;
 }
 
 /* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
@@ -93,27 +123,37 @@ static int read_options(int argc, char **argv, struct options *o)
         o->watch |= flag == WATCH;
         o->json |= flag == JSON;
     }
-    if (optind == argc || strcmp(argv[optind], "stat") != 0)
-        return cli_usage("say what to do: nearkv pnm stat unix:PATH");
-    if (argc - optind != 2 || strncmp(argv[optind + 1], "unix:", 5) != 0)
-        return cli_usage("name one device: nearkv pnm stat unix:PATH");
-    o->path = argv[optind + 1] + 5;
-    return CLI_OK;
+    return read_arguments(argc - optind, argv + optind, o);
 }
 
-static int show(const struct options *o)
+static int show_stat(const struct options *o)
 {
     struct nkv_serve_stat stat;
     int rc = CLI_OK;
 
-    if (nkv_serve_stat(o->path, &stat) < 0)
-        return cli_fail("unix:%s: %s", o->path, nkv_last_error());
+    if (nkv_serve_stat(o->spec + 5, &stat) < 0)
+        return cli_fail("%s: %s", o->spec, nkv_last_error());
     if (o->json)
         rc = print_json(&stat);
     else
         print_text(&stat);
     if (fflush(stdout) == EOF)
         return cli_fail("cannot write to standard output");
+    return rc;
+}
+
+static int on_sessions(const struct options *o)
+{
+    struct remote remote;
+    int rc = remote_open(&remote, o->spec, NULL);
+
+    if (rc == CLI_OK && strcmp(o->what, "list") == 0)
+        rc = remote_list(&remote, o->json);
+    else if (rc == CLI_OK && strcmp(o->what, "show") == 0)
+        rc = remote_show(&remote, o->name, o->json);
+    else if (rc == CLI_OK)
+        rc = remote_remove(&remote, o->name);
+    remote_close(&remote);
     return rc;
 }
 
@@ -124,7 +164,9 @@ int pnm_main(int argc, char **argv)
 
     if (rc != CLI_OK)
         return rc < 0 ? CLI_OK : rc;
-    while ((rc = show(&o)) == CLI_OK && o.watch)
+    if (strcmp(o.what, "stat") != 0)
+        return on_sessions(&o);
+    while ((rc = show_stat(&o)) == CLI_OK && o.watch)
         sleep(1);
     return rc;
 }

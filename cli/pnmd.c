@@ -16,22 +16,28 @@ static const char usage[] =
     "\n"
     "  --memory anon:SIZE      ordinary memory, e.g. anon:8G\n"
     "  --memory numa:N:SIZE    memory and threads of NUMA node N\n"
+    "  --memory file:PATH[:SIZE]   a file, made with SIZE if it does not exist; what it holds is served again\n"
+    "  --memory dax:/dev/daxX.Y    a DAX device, such as CXL memory\n"
+    "  --format                make the file or DAX device anew, whatever is there\n"
     "  --listen unix:PATH      the socket for clients; only this user may connect\n"
     "  --metrics unix:PATH     a socket that answers HTTP with a Prometheus page\n"
     "  --threads N             threads (one per CPU beside the memory)\n"
     "  --name NAME             what clients call it (pnm)\n"
+    "  --keep SECONDS          after a restart, how long sequences wait for their clients (60)\n"
     "  --quiet                 no line on stderr when a client comes or leaves\n"
     "\n"
     "SIGTERM and SIGINT end it when the commands that are queued are done.\n";
 
-enum { MEMORY = 256, LISTEN, METRICS, THREADS, NAME, QUIET, HELP };
+enum { MEMORY = 256, FORMAT, LISTEN, METRICS, THREADS, NAME, KEEP, QUIET, HELP };
 
 static const struct option long_options[] = {
     {"memory", required_argument, NULL, MEMORY},
+    {"format", no_argument, NULL, FORMAT},
     {"listen", required_argument, NULL, LISTEN},
     {"metrics", required_argument, NULL, METRICS},
     {"threads", required_argument, NULL, THREADS},
     {"name", required_argument, NULL, NAME},
+    {"keep", required_argument, NULL, KEEP},
     {"quiet", no_argument, NULL, QUIET},
     {"help", no_argument, NULL, HELP},
     {NULL, 0, NULL, 0},
@@ -72,11 +78,11 @@ static int read_memory(const char *arg, struct nkv_serve_options *o)
         return cli_u64("--memory anon", arg + 5, 1 << 20, UINT64_MAX, &o->capacity_bytes);
     if (strncmp(arg, "numa:", 5) == 0)
         return read_node(arg + 5, o);
-    if (strncmp(arg, "file:", 5) == 0 || strncmp(arg, "dax:", 4) == 0)
-        return cli_usage("--memory %s: the pnmd of this build keeps pages in anonymous memory only: give anon:SIZE or "
-                         "numa:N:SIZE",
-                         arg);
-    return cli_usage("--memory %s: give anon:SIZE or numa:N:SIZE", arg);
+    if (strncmp(arg, "file:", 5) == 0 || strncmp(arg, "dax:", 4) == 0) {
+        o->memory = arg;
+        return CLI_OK;
+    }
+    return cli_usage("--memory %s: give anon:SIZE, numa:N:SIZE, file:PATH[:SIZE] or dax:/dev/daxX.Y", arg);
 }
 
 static int read_socket(const char *flag, const char *arg, const char **path_out)
@@ -87,11 +93,23 @@ static int read_socket(const char *flag, const char *arg, const char **path_out)
     return CLI_OK;
 }
 
+static int read_keep(const char *arg, struct nkv_serve_options *o)
+{
+    uint32_t seconds = 0;
+    int rc = cli_u32("--keep", arg, 1, 86400, &seconds);
+
+    o->keep_ms = seconds * 1000;
+    return rc;
+}
+
 static int read_flag(int flag, const char *arg, struct nkv_serve_options *o)
 {
     switch (flag) {
     case MEMORY:
         return read_memory(arg, o);
+    case FORMAT:
+        o->format = true;
+        return CLI_OK;
     case LISTEN:
         return read_socket("--listen", arg, &o->listen);
     case METRICS:
@@ -101,6 +119,8 @@ static int read_flag(int flag, const char *arg, struct nkv_serve_options *o)
     case NAME:
         o->name = arg;
         return CLI_OK;
+    case KEEP:
+        return read_keep(arg, o);
     case QUIET:
         o->log = NULL;
         return CLI_OK;
@@ -125,11 +145,13 @@ static int read_options(int argc, char **argv, struct nkv_serve_options *o)
     }
     if (optind < argc)
         return cli_usage("unexpected argument '%s': see nearkv pnmd --help", argv[optind]);
-    if (o->capacity_bytes == 0)
-        return cli_usage("say how much memory the device has: --memory anon:SIZE");
+    if (o->capacity_bytes == 0 && !o->memory)
+        return cli_usage("say what memory the device has: --memory anon:SIZE");
+    if (o->format && !o->memory)
+        return cli_usage("--format is for --memory file: and dax:");
     if (!o->listen)
         return cli_usage("say where clients find the device: --listen unix:PATH");
-    return cli_check_memory("the device", o->capacity_bytes);
+    return o->memory ? CLI_OK : cli_check_memory("the device", o->capacity_bytes);
 }
 
 int pnmd_main(int argc, char **argv)
@@ -147,8 +169,8 @@ int pnmd_main(int argc, char **argv)
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     if (options.log)
-        fprintf(stderr, "nearkv pnmd: %s of memory, listening on unix:%s\n", cli_bytes(options.capacity_bytes),
-                options.listen);
+        fprintf(stderr, "nearkv pnmd: %s of memory, listening on unix:%s\n",
+                options.memory ? options.memory : cli_bytes(options.capacity_bytes), options.listen);
     if (nkv_serve_run(serving) < 0)
         rc = cli_fail("%s", nkv_last_error());
     nkv_serve_close(serving);

@@ -13,6 +13,7 @@
 #include "cli.h"
 #include "commands.h"
 #include "progress.h"
+#include "reconnect.h"
 
 enum {
     OPTION_TEMP = SESSION_END,
@@ -21,9 +22,14 @@ enum {
     OPTION_SEED,
     OPTION_TP,
     OPTION_PNM_RANKS,
+    OPTION_SESSION,
+    OPTION_CONTINUE,
+    OPTION_RECONNECT,
     OPTION_JSON,
     OPTION_HELP
 };
+
+#define RECONNECT_SECONDS 60u
 
 static void print_help(void)
 {
@@ -38,6 +44,11 @@ static void print_help(void)
            "  --seed S                of sampling (0)\n"
            "  --tp N                  dense layers in N processes (1): mpirun -n N nearkv run ...\n"
            "  --pnm-ranks N           N more processes that are the PNM devices (none: devices in rank 0)\n"
+           "  --session NAME          the sequence stays on the device under that name; the next run with it, or with "
+           "a text\n"
+           "                          that begins alike, feeds only what is new\n"
+           "  --continue              TEXT comes after all that the session holds\n"
+           "  --reconnect[=SECONDS]   wait for a device process that was lost and go on from there (60)\n"
            "  --json                  one JSON object on stdout (schema nearkv.run/1)\n"
            "%s",
            session_help);
@@ -68,9 +79,18 @@ static int own_option(struct run_options *o, int option, const char *arg)
         return parallel_option("--tp", arg, &o->parallel.n_tp);
     case OPTION_PNM_RANKS:
         return parallel_option("--pnm-ranks", arg, &o->parallel.n_pnm);
+    case OPTION_SESSION:
+        o->session_name = arg;
+        return CLI_OK;
+    case OPTION_CONTINUE:
+        o->continues = true;
+        return CLI_OK;
     case OPTION_JSON:
         o->json = true;
         return CLI_OK;
+    case OPTION_RECONNECT:
+        o->session.reconnect_s = RECONNECT_SECONDS;
+        return arg ? cli_u32("--reconnect", arg, 1, 86400, &o->session.reconnect_s) : CLI_OK;
     default:
         return session_option(&o->session, option, arg);
     }
@@ -89,6 +109,9 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"seed", required_argument, NULL, OPTION_SEED},
         {"tp", required_argument, NULL, OPTION_TP},
         {"pnm-ranks", required_argument, NULL, OPTION_PNM_RANKS},
+        {"session", required_argument, NULL, OPTION_SESSION},
+        {"continue", no_argument, NULL, OPTION_CONTINUE},
+        {"reconnect", optional_argument, NULL, OPTION_RECONNECT},
         {"json", no_argument, NULL, OPTION_JSON},
         {"help", no_argument, NULL, OPTION_HELP},
         {0},
@@ -112,6 +135,8 @@ static int parse(int argc, char **argv, struct run_options *o)
         rc = cli_usage("nothing to answer: give text with -p TEXT, -f FILE or both");
     if (rc == CLI_OK && !(o->sampler.top_p > 0))
         rc = cli_usage("--top-p 0: no token is left to choose from; give more than 0, or --temp 0 for the likeliest");
+    if (rc == CLI_OK)
+        rc = run_session_check(o);
     return rc == CLI_OK ? session_check(&o->session) : rc;
 }
 
@@ -121,14 +146,15 @@ static int tokenize_prompt(struct run *run, const struct text *file, uint32_t i)
 {
     const char *prompt = run->options.n_prompts ? run->options.prompts[i] : "";
     struct text text = {0};
+    unsigned flags = NKV_TOKENIZE_SPECIAL | (run->options.continues ? 0 : NKV_TOKENIZE_BOS);
     int rc = text_append(&text, file->data, file->bytes);
 
     if (rc == CLI_OK)
         rc = text_append(&text, prompt, strlen(prompt));
     if (rc == CLI_OK && text.bytes == 0)
         rc = cli_usage("prompt %u is empty: give text with -p TEXT or a FILE that is not empty", i + 1);
-    if (rc == CLI_OK && nkv_tokenize(run->session.model, text.data, text.bytes, NKV_TOKENIZE_BOS | NKV_TOKENIZE_SPECIAL,
-                                     &run->prompts[i].tokens, &run->prompts[i].n_tokens) < 0)
+    if (rc == CLI_OK && nkv_tokenize(run->session.model, text.data, text.bytes, flags, &run->prompts[i].tokens,
+                                     &run->prompts[i].n_tokens) < 0)
         rc = cli_fail("%s", nkv_last_error());
     text_free(&text);
     return rc;
@@ -140,6 +166,7 @@ static int check_length(const struct run *run, uint32_t i)
 
     if (n == 0)
         return cli_usage("prompt %u has no tokens", i + 1);
+    n += run->options.continues ? run->n_held : 0;
     if (limit == 0)
         limit = 1u << 30;
     if (n + run->options.max_tokens > limit)
@@ -183,6 +210,8 @@ static uint32_t common_prefix(const struct run *run)
 
 static uint32_t max_tokens(const struct run *run, uint32_t i)
 {
+    if (run->options.session_name)
+        return run_session_tokens(run, (uint32_t)run->prompts[i].n_tokens);
     return (uint32_t)run->prompts[i].n_tokens + run->options.max_tokens;
 }
 
@@ -261,17 +290,35 @@ static int check_capacity(const struct run *run)
 /* A sequence that its device fails ends there, with its status; decoding reports it and the others go on. */
 static int prefill(struct run *run, struct nkv_seq *seq, const int32_t *tokens, size_t n)
 {
+    uint32_t begin = nkv_seq_length(seq), done;
     struct progress progress;
-    int status;
+    int status = 0;
 
-    if (n == 0)
-        return CLI_OK;
-    progress_start(&progress, "prefill", "tokens");
-    status = nkv_prefill(run->session.decoder, seq, tokens, n, NULL, progress_update, &progress);
-    progress_end(&progress);
+    while (status == 0 && (done = nkv_seq_length(seq) - begin) < n) {
+        progress_start(&progress, "prefill", "tokens");
+        status = nkv_prefill(run->session.decoder, seq, tokens + done, n - done, NULL, progress_update, &progress);
+        progress_end(&progress);
+        if (status < 0 && reconnect_may_help(&run->session, nkv_seq_status(seq)) && reconnect_devices(&run->session) &&
+            reconnect_seq(seq))
+            status = 0;
+    }
     if (status == NKV_ECANCELED)
         return cli_fail("interrupted during prefill");
     return status < 0 && nkv_seq_status(seq) == 0 ? cli_fail("%s", nkv_last_error()) : CLI_OK;
+}
+
+/* Opens a sequence (base NULL) or forks one. A device that is lost while it is opened is waited for. */
+static int open_or_fork(struct run *run, struct nkv_seq *base, const struct nkv_seq_options *options,
+                        struct nkv_seq **seq_out)
+{
+    int status;
+
+    do
+        status = base                        ? nkv_seq_fork(base, run->n_prefix, options, seq_out)
+                 : run->options.session_name ? run_session_open(run, options, seq_out)
+                                             : nkv_seq_open(run->session.context, options, seq_out);
+    while (reconnect_may_help(&run->session, status) && reconnect_devices(&run->session));
+    return status;
 }
 
 static int open_bases(struct run *run)
@@ -284,7 +331,7 @@ static int open_bases(struct run *run)
         session_seq_options(&run->session, (uint32_t)run->prompts[0].n_tokens, run->n_prefix, &seq);
         seq.keep_digests = seq.mode != NKV_MODE_FULL;
         seq.mode = NKV_MODE_FULL; /* it never decodes: nothing on the compute side */
-        if (nkv_seq_open(run->session.context, &seq, &run->bases[i]) < 0)
+        if (open_or_fork(run, NULL, &seq, &run->bases[i]) < 0)
             return cli_fail("%s", nkv_last_error());
         rc = prefill(run, run->bases[i], run->prompts[0].tokens, run->n_prefix);
     }
@@ -298,6 +345,7 @@ static int open_sequence(struct run *run, uint32_t i)
     struct prompt *prompt = &run->prompts[i];
     struct nkv_seq *base = run->n_bases ? run->bases[i % run->n_bases] : NULL;
     struct nkv_seq_options seq;
+    uint32_t n_there;
     int status;
 
     if (base && nkv_seq_status(base) < 0) {
@@ -306,15 +354,13 @@ static int open_sequence(struct run *run, uint32_t i)
     }
     sampler.seed += i;
     session_seq_options(&run->session, (uint32_t)prompt->n_tokens, max_tokens(run, i), &seq);
-    if (base)
-        status = nkv_seq_fork(base, run->n_prefix, &seq, &answer->seq);
-    else
-        status = nkv_seq_open(run->session.context, &seq, &answer->seq);
+    status = open_or_fork(run, base, &seq, &answer->seq);
     if (status < 0 || nkv_sampler_open(&sampler, &answer->sampler) < 0)
         return cli_fail("%s", nkv_last_error());
     answer->start_ns = run->start_ns;
     answer->last_prompt_token = prompt->tokens[prompt->n_tokens - 1];
-    return prefill(run, answer->seq, prompt->tokens + run->n_prefix, prompt->n_tokens - 1 - run->n_prefix);
+    n_there = run->options.session_name ? run_session_reused(run) : run->n_prefix;
+    return prefill(run, answer->seq, prompt->tokens + n_there, prompt->n_tokens - 1 - n_there);
 }
 
 static void close_bases(struct run *run)
@@ -394,6 +440,8 @@ static int run_all(struct run *run)
     int rc = session_open_model(&run->session, &run->options.session);
 
     rc = parallel_shard(&run->parallel, rc, run->session.model);
+    if (rc == CLI_OK && run->options.session_name)
+        rc = run_session_look(run);
     if (rc == CLI_OK)
         rc = load_prompts(run);
     if (rc == CLI_OK)
@@ -407,6 +455,8 @@ static int run_all(struct run *run)
         rc = prefill_all(run);
     if (rc == CLI_OK)
         rc = decode_all(run);
+    if (rc == CLI_OK && run->options.session_name)
+        rc = run_session_finish(run);
     if (rc == CLI_OK)
         rc = run->options.json ? run_report_json(run) : run_report_text(run);
     for (uint32_t i = 0; i < run->n; i++)

@@ -16,6 +16,8 @@ struct run_options {
     const char *prompts[RUN_MAX_PROMPTS];
     uint32_t n_prompts;
     uint32_t max_tokens;
+    const char *session_name; /* --session; NULL: none */
+    bool continues;
     struct nkv_sampler_options sampler;
     bool json;
 };
@@ -35,11 +37,32 @@ struct run {
     uint32_t n_prefix; /* tokens that all prompts begin with and that are fed once per base */
     uint32_t n_bases;  /* sequences that hold them, one per device in use; 0: no sharing */
     struct nkv_seq *bases[SESSION_MAX_DEVICES];
+    uint32_t n_held; /* tokens that the session held before this run */
+    struct nkv_session_result resumed;
     uint64_t start_ns, prefill_ns, decode_ns;
     uint64_t *step_ns;
     struct text unprinted; /* of the only answer: the beginning of a character whose other bytes are still to come */
     bool printed;          /* something of it is on stdout */
 };
+
+/* ---- run_session.c: --session ---- */
+
+/* What is wrong between options. returns: CLI_OK, or CLI_USAGE with a message. */
+int run_session_check(const struct run_options *options);
+/* Opens the devices and asks what the session holds. returns: CLI_OK, or another with a message. */
+int run_session_look(struct run *run);
+/* Tokens that the session must have room for, with n_prompt tokens of prompt. */
+uint32_t run_session_tokens(const struct run *run, uint32_t n_prompt);
+/* Opens it. returns: 0, or an enum nkv_status. */
+int run_session_open(struct run *run, const struct nkv_seq_options *seq, struct nkv_seq **seq_out);
+/* Prompt tokens that it holds already. */
+uint32_t run_session_reused(const struct run *run);
+/* After the last step: makes it hold the whole answer. */
+int run_session_finish(struct run *run);
+json_t *run_session_json(const struct run *run);
+void run_session_report(const struct run *run);
+
+/* ---- run_report.c ---- */
 
 /* Prints the JSON object. returns: CLI_OK or CLI_FAILED with a message. */
 int run_report_json(const struct run *run);

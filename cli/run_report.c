@@ -197,6 +197,8 @@ int run_report_json(const struct run *run)
     add_devices(run, root);
     if (run->parallel.mpi)
         json_object_set_new(root, "parallel", parallel_json(&run->parallel));
+    if (run->options.session_name)
+        json_object_set_new(root, "session", run_session_json(run));
     return text_print_json(root);
 }
 
@@ -225,6 +227,8 @@ int run_report_text(const struct run *run)
         if (run->n > 1 && run->answers[i].status == 0 && rc == CLI_OK)
             rc = print_answer(run, i);
     }
+    if (run->options.session_name)
+        run_session_report(run);
     if (isatty(STDERR_FILENO))
         fprintf(stderr, "%llu prompt tokens in %.2f s, then %.1f tokens/s\n", (unsigned long long)n_prompt,
                 (double)run->prefill_ns / 1e9, ratio(steps * 1000000000u, run->decode_ns));

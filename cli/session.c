@@ -208,14 +208,25 @@ static int open_context(struct session *session, uint32_t max_batch)
     return session_open_decoder(session, max_batch);
 }
 
+int session_open_pnm(struct session *session, uint64_t capacity_bytes)
+{
+    int rc = CLI_OK;
+
+    session->n_devices = session_device_count(&session->options);
+    for (uint32_t i = 0; rc == CLI_OK && i < session->n_devices; i++)
+        if (!session->devices[i])
+            rc = open_device(session, i, capacity_bytes);
+    return rc;
+}
+
 int session_open_devices(struct session *session, const struct session_need *need)
 {
     int rc;
 
     session->n_devices = session_device_count(&session->options);
     rc = check_memory(session, need);
-    for (uint32_t i = 0; rc == CLI_OK && i < session->n_devices; i++)
-        rc = open_device(session, i, need->device_bytes);
+    if (rc == CLI_OK)
+        rc = session_open_pnm(session, need->device_bytes);
     if (rc == CLI_OK)
         rc = open_compute(session, need->compute_bytes);
     return rc == CLI_OK ? open_context(session, need->max_batch) : rc;

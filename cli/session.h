@@ -24,6 +24,7 @@ struct session_options {
     uint32_t n_devices; /* --devices; 0: not given */
     uint32_t n_threads;
     const char *trace;
+    uint32_t reconnect_s;  /* how long a lost device is waited for; 0: not at all */
     struct nkv_comm *comm; /* the processes that share the dense layers; NULL: this one alone */
 };
 
@@ -94,6 +95,8 @@ struct session_need {
 
 /* returns: CLI_OK, CLI_FAILED, CLI_USAGE with a message; session_close is right after any of them. */
 int session_open_model(struct session *session, const struct session_options *options);
+/* Opens the PNM devices alone, unless they are open. */
+int session_open_pnm(struct session *session, uint64_t capacity_bytes);
 /* Opens devices of the stated capacity, context and decoder, after checking that there is memory for them. */
 int session_open_devices(struct session *session, const struct session_need *need);
 /* The decoder alone, of a process that follows another (nkv_decoder_follow). */

@@ -3,17 +3,20 @@
 # Installs the Debian packages that nearkv needs, only those that are missing.
 #   tools/setup.sh build    to build and run it; what is optional only when it can install (CMake builds without)
 #   tools/setup.sh check    to run `make check`, too
+#   tools/setup.sh cxl      to run `make check-cxl` (QEMU; without them `make check` skips that test)
 set -euo pipefail
 
-build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libcxl-dev libdaxctl-dev libjansson-dev libpcre2-dev libcyaml-dev libyaml-dev libcmocka-dev"
-optional="libopenmpi-dev openmpi-bin" # run --tp, --pnm-ranks
+build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libcxl-dev libdaxctl-dev libjansson-dev libpcre2-dev libxxhash-dev libcyaml-dev libyaml-dev libcmocka-dev"
 check="$build git iproute2 clang clang-format libclang-rt-14-dev gnuplot-nox python3 python3-venv man-db"
+cxl="gcc libc6-dev qemu-system-x86 ndctl busybox-static cpio"
+optional="libopenmpi-dev openmpi-bin" # run --tp, --pnm-ranks
 
 case "${1:-}" in
 build) wanted=$build ;;
 check) wanted=$check ;;
+cxl) wanted=$cxl ;;
 *)
-    echo "usage: tools/setup.sh build|check" >&2
+    echo "usage: tools/setup.sh build|check|cxl" >&2
     exit 2
     ;;
 esac

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define NKV_DEVICE_ABI 2u
+#define NKV_DEVICE_ABI 3u
 
 /*
  * Notation: H = n_heads, KVH = n_kv_heads, D = head_dim, P = page_tokens, T = cmd.n_tokens. Numbers in the window are
@@ -39,16 +39,21 @@ enum nkv_op {
      * Opens sequence `seq` (an id of the host's choice, not in use) for at most T tokens and reserves its memory, so
      * that no later APPEND runs out of it. At most one flag: NKV_NO_DIGEST (pages only); NKV_NO_PAGES (digests, and of
      * the pages, in each layer, only that of the newest token); NKV_SLOTS (T/P page slots in no order, zero at first,
-     * filled by WRITE; T a multiple of P; no digests). res: tokens per layer that it holds already, at most T: 0,
-     * unless the device kept the sequence from before. NKV_ENOSPC: no room.
+     * filled by WRITE; T a multiple of P; no digests). res: 0. With NKV_NAMED instead: takes over, as sequence `seq`,
+     * the published sequence that in_offset names (struct nkv_seq_name), with room for T tokens if it had less. res:
+     * tokens that it holds, the same in every layer. NKV_ENOENT: there is none of that name; NKV_EFORMAT: it is of
+     * another model; NKV_ESTATE: a client has it. NKV_ENOSPC: no room.
      */
     NKV_OP_SEQ_OPEN = 1,
-    NKV_OP_SEQ_CLOSE = 2, /* frees all that seq holds */
+    /* Frees all that seq holds. A published sequence stays for whoever opens it next; with NKV_NAMED it is freed, too.
+     */
+    NKV_OP_SEQ_CLOSE = 2,
     /*
      * Opens seq as a copy of the first `pos` tokens of sequence `arg`, for at most T tokens. Full pages are shared
      * (counted), the open page is copied. The parent's layers must all hold at least pos tokens; the copy has its flag
      * (NKV_NO_DIGEST, NKV_NO_PAGES). Not for NKV_SLOTS sequences. NKV_NO_PAGES: pos is on a page boundary, or in the
-     * page that every layer holds. NKV_ENOSPC: no room.
+     * page that every layer holds. NKV_NAMED: the parent is the published sequence that in_offset names, whoever has
+     * it, and arg is 0. NKV_ENOSPC: no room.
      */
     NKV_OP_SEQ_FORK = 3,
     /*
@@ -98,14 +103,27 @@ enum nkv_op {
      * Others: the listed pages (one unit, consecutive) begin at the layer's end, which is on a page boundary; T tokens
      * are added, so the last page may be left open; digests of the full ones are built. NKV_NO_PAGES sequences: one
      * page. With NKV_DIGEST (NKV_NO_PAGES sequences): n_pages digests are appended, pos = the layer's length in pages.
-     * res: as READ.
+     * res: as READ. NKV_TOKENS (READ and WRITE): instead of pages, the ids, u32 [T], of the tokens pos .. pos+T-1 of a
+     * published sequence, which need not be appended yet; no layer.
      */
     NKV_OP_WRITE = 9,
     /* FC work for T rows (tokens of the batch): in_offset FLOPs over out_offset bytes of weights; arg sums
        (all-reduces) of list_offset bytes each between the parts of a compute side that has several. Real devices
        complete it at once; simulated ones charge its time. */
     NKV_OP_COMPUTE = 10,
-    NKV_OP_COUNT = 11,
+    /*
+     * Publishes seq under the name at in_offset (struct nkv_seq_name, then u32 [T]: the ids of its first T tokens),
+     * which no published sequence has. From then on it outlives its client, and the device itself where the memory
+     * does, and it has an id for each token. Not for NKV_NO_PAGES and NKV_SLOTS. NKV_ESTATE: the name is in use, or seq
+     * has one. NKV_ENOSPC: no room for the ids.
+     */
+    NKV_OP_SEQ_PUBLISH = 11,
+    /*
+     * Describes published sequences, all clients': at out_offset at most n_pages struct nkv_seq_info, by name, from the
+     * arg-th on. in: T token ids (u32), with which each is compared. res: how many were described.
+     */
+    NKV_OP_SEQ_LIST = 12,
+    NKV_OP_COUNT = 13,
 };
 
 /* An unknown flag, or one that the op does not name, is NKV_EINVAL. */
@@ -119,10 +137,31 @@ enum nkv_cmd_flag {
     NKV_NO_DIGEST = 1u << 6,
     NKV_NO_PAGES = 1u << 7,
     NKV_SLOTS = 1u << 8,
+    NKV_NAMED = 1u << 9,
+    NKV_TOKENS = 1u << 10,
+};
+
+#define NKV_SEQ_NAME_BYTES 56u
+/* What a published sequence is called. name: letters, digits and "-_.", at least one, zeros behind. */
+struct nkv_seq_name {
+    char name[NKV_SEQ_NAME_BYTES];
+    uint64_t model; /* tells models apart whose pages must not be mixed up; any number */
+};
+struct nkv_seq_info {
+    struct nkv_seq_name name;
+    uint32_t n_tokens; /* that every layer holds */
+    uint32_t max_tokens;
+    uint32_t n_common; /* of the ids that LIST was given, those that it begins with; at most n_tokens */
+    uint32_t flags;    /* NKV_NO_DIGEST or 0 */
+    uint32_t attached; /* 1: a client has it */
+    uint32_t reserved;
+    uint64_t used_bytes;   /* of pages and digests that it holds or reserves */
+    uint64_t shared_bytes; /* of these, shared with forks */
+    uint64_t reserved2[3];
 };
 
 /* A command: 64 bytes without pointers, fit to be logged, hashed and sent. Fields that the op does not name are 0
- * (`seq` is always named, but by COMPUTE; `layer` where the text says layer). */
+ * (`seq` is always named, but by COMPUTE and SEQ_LIST; `layer` where the text says layer). */
 struct nkv_cmd {
     uint8_t op;     /* enum nkv_op */
     uint8_t sink;   /* SELECT: pages */
@@ -150,6 +189,7 @@ struct nkv_cqe {
 
 _Static_assert(sizeof(struct nkv_cmd) == 64, "a command is 64 bytes");
 _Static_assert(sizeof(struct nkv_cqe) == 32, "a completion is 32 bytes");
+_Static_assert(sizeof(struct nkv_seq_name) == 64 && sizeof(struct nkv_seq_info) == 128, "names and their descriptions");
 
 /* ---- Layout of the window's contents: used by both sides.
  * ---------------------------------------------------------------------- */
@@ -243,7 +283,9 @@ struct nkv_device_ops {
     const char *backend; /* "cpu" */
     int (*caps)(struct nkv_device *device, struct nkv_device_caps *caps_out);
     /* Maps the I/O window with at least `bytes` bytes, 64-byte aligned, or grows it; called with nothing in flight. Old
-     * contents are lost. */
+     * contents are lost. On a device that was lost (a call failed with NKV_EDEVICE; what was in flight is lost with
+     * it): reconnects where the backend can, with the sequences that the device kept and no others; NKV_EDEVICE where
+     * it cannot, or not yet; the window of before is valid until it succeeds. */
     int (*map)(struct nkv_device *device, uint64_t bytes, void **window_out);
     /* Queues n commands; all or none. NKV_ENOSPC when n is more than the queue's free entries (it has at least 256; a
      * command takes one until its completion is reaped). */

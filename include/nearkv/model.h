@@ -59,6 +59,11 @@ NKV_API void nkv_model_close(struct nkv_model *model);
  */
 NKV_API int nkv_model_shard(struct nkv_model *model, const struct nkv_comm *comm);
 NKV_API void nkv_model_info(const struct nkv_model *model, struct nkv_model_info *info_out);
+/*
+ * A number that stands for the weights and what is computed with them: a hash of a file's metadata and tensor table and
+ * of samples of every tensor. Models that differ only between the samples have the same one.
+ */
+NKV_API uint64_t nkv_model_fingerprint(const struct nkv_model *model);
 /* Writes the needle model as a GGUF file (f16 or f32), atomically: path appears whole or not at all. */
 NKV_API int nkv_needle_write(const char *path, enum nkv_dtype dtype);
 
@@ -119,12 +124,10 @@ NKV_API int nkv_decoder_follow(struct nkv_decoder *decoder);
 /* Rank 0, when its decoder is not in use any more: the other ranks return from nkv_decoder_follow. */
 NKV_API int nkv_follow_end(struct nkv_comm *comm);
 
-/* Called after each chunk; a nonzero return stops with NKV_ECANCELED (the sequence keeps the chunks that are done). */
-typedef int (*nkv_progress_fn)(void *arg, uint64_t n_done, uint64_t n_total);
-
 /*
  * Feeds tokens to one sequence (dense or sparse as the sequence was opened). logits_out: [n_vocab] of the last token,
- * may be NULL. Failing leaves the sequence at the last whole chunk (or ended, with its device's error).
+ * may be NULL. progress is called after each chunk; stopped, the sequence keeps the chunks that are done. Failing
+ * leaves the sequence at the last whole chunk (or ended, with its device's error).
  */
 NKV_API int nkv_prefill(struct nkv_decoder *decoder, struct nkv_seq *seq, const int32_t *tokens, size_t n_tokens,
                         float *logits_out, nkv_progress_fn progress, void *progress_arg);

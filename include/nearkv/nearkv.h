@@ -45,7 +45,34 @@ struct nkv_device_config {
     uint64_t capacity_bytes; /* of pages and digests; 0: 80 % of what is free now */
     uint32_t n_threads;      /* 0: one per CPU */
     const char *name;        /* NULL: the backend's name */
+    /* "cpu": memory that outlives the process: "file:PATH" (it exists), "file:PATH:SIZE" (it is made if it does not),
+     * "dax:/dev/daxX.Y". capacity_bytes is what fits. NULL: ordinary memory. */
+    const char *memory;
 };
+
+/*
+ * The KV shape of the sequences that such memory holds; a file with a size is made if it does not exist. returns: 1; 0:
+ * it holds none;
+ * NKV_EINVAL, NKV_ENOENT, NKV_ESTATE: in use; NKV_EFORMAT, NKV_ENOTSUP, NKV_EIO, NKV_ENOSPC, NKV_ENOMEM.
+ */
+NKV_API int nkv_memory_shape(const char *memory, struct nkv_kv_shape *shape_out);
+
+struct nkv_memory_report {
+    struct nkv_kv_shape shape;
+    uint64_t image_bytes, capacity_bytes;
+    uint64_t n_tokens;     /* committed */
+    uint64_t n_full_pages; /* that pass their checksums */
+    uint32_t n_sequences;  /* whose tables are sound */
+    uint32_t n_problems;
+    bool closed_in_order; /* by the last process that used it */
+};
+/*
+ * Looks at such memory while nobody uses it: tables, checksums of every page, digests. say (may be NULL) gets one line
+ * per problem. Nothing is changed. blocks. returns: 0, also with problems; NKV_ENOENT: nothing was ever stored there;
+ * else as nkv_memory_shape.
+ */
+NKV_API int nkv_memory_check(const char *memory, void (*say)(void *arg, const char *line), void *arg,
+                             struct nkv_memory_report *report_out);
 
 /*
  * Opens a device. spec: "cpu" or "cpu:key=value,..." (threads, capacity with suffix K/M/G/T, node: NUMA node);
@@ -53,8 +80,9 @@ struct nkv_device_config {
  * are its own: of config it takes the shape only. Wrappers go before it: "record:FILE:cpu", "fault:op=attend,n=3:cpu"
  * (the n-th such command fails; op=any). Keys of the spec win over config. The caller closes it with nkv_device_close,
  * after the context.
- * returns: 0; NKV_EINVAL naming the bad part; NKV_ENOMEM; "unix": NKV_ENOENT: nobody listens there; NKV_ESTATE: it
- * holds another shape; NKV_ENOTSUP: another version; NKV_EDEVICE, NKV_EIO.
+ * returns: 0; NKV_EINVAL naming the bad part; NKV_ENOMEM; with `memory`: what nkv_memory_shape returns; "unix":
+ * NKV_ENOENT: nobody listens there; NKV_ESTATE: it holds another shape; NKV_ENOTSUP: another version; NKV_EDEVICE,
+ * NKV_EIO.
  */
 NKV_API int nkv_device_open(const char *spec, const struct nkv_device_config *config, struct nkv_device **device_out);
 NKV_API void nkv_device_close(struct nkv_device *device);
@@ -92,6 +120,14 @@ struct nkv_context_options {
 NKV_API int nkv_context_open(const struct nkv_context_options *options, struct nkv_context **context_out);
 /* Closes its sequences, too. */
 NKV_API void nkv_context_close(struct nkv_context *context);
+/*
+ * After a device was lost (sequences failed with NKV_EDEVICE): tries to reach each lost device again, for at most
+ * timeout_ms milliseconds. Then nkv_seq_truncate(seq, nkv_seq_length(seq)) makes a sequence of it that failed usable
+ * again, if the device kept it (a device process on memory that outlives it does), and tokens are fed from there on.
+ * blocks. returns: how many devices are there again (0: none was lost); NKV_EDEVICE: one is still lost (others may be
+ * there again); NKV_ESTATE: a ticket is in flight, or the device now holds another shape; a device's error.
+ */
+NKV_API int nkv_context_recover(struct nkv_context *context, uint64_t timeout_ms);
 /* The shape it was opened with. */
 NKV_API void nkv_context_shape(const struct nkv_context *context, struct nkv_kv_shape *shape_out);
 
@@ -128,7 +164,7 @@ NKV_API void nkv_seq_options_init(struct nkv_seq_options *options);
  * windows must grow, but a ticket is in flight; a device's error.
  */
 NKV_API int nkv_seq_open(struct nkv_context *context, const struct nkv_seq_options *options, struct nkv_seq **seq_out);
-/* Frees every page on every device. NULL is allowed. */
+/* Frees every page on every device; of a session, those of the compute side only. NULL is allowed. */
 NKV_API void nkv_seq_close(struct nkv_seq *seq);
 /*
  * A new sequence on the same device that starts as the first n_tokens tokens of parent, sharing full pages.
@@ -137,7 +173,8 @@ NKV_API void nkv_seq_close(struct nkv_seq *seq);
 NKV_API int nkv_seq_fork(struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq_options *options,
                          struct nkv_seq **seq_out);
 /* Forgets all but the first n_tokens tokens. Also makes a sequence usable again after a failed step, if n_tokens <= its
- * length. */
+ * length. returns: 0; NKV_EINVAL; NKV_ESTATE: it is in a ticket; NKV_ENOENT: its device was lost and came back without
+ * it; a device's error. */
 NKV_API int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens);
 /* Committed tokens. */
 NKV_API uint32_t nkv_seq_length(const struct nkv_seq *seq);
@@ -146,6 +183,95 @@ NKV_API int nkv_seq_status(const struct nkv_seq *seq);
 NKV_API const char *nkv_seq_error(const struct nkv_seq *seq);
 /* Number of the PNM device that holds it. */
 NKV_API uint32_t nkv_seq_device(const struct nkv_seq *seq);
+
+/* ---- Sessions
+ * -------------------------------------------------------------------------------------------------------------------
+ */
+
+/*
+ * A session is a sequence that stays on its device under a name when it is closed, with the ids of its tokens, so that
+ * it can be taken up where it ended: by this process or another one, in any mode, by the same model with the same KV
+ * shape. How long it stays is the device's affair: as long as its process, or its memory.
+ */
+struct nkv_session_options {
+    uint32_t size;         /* sizeof(struct nkv_session_options) */
+    uint32_t n_tokens;     /* of the whole prompt */
+    const int32_t *tokens; /* their ids */
+    const char *name;      /* letters, digits and "-_.", at most 55 */
+    uint64_t model;        /* tells models apart: nkv_model_fingerprint(), or any number */
+    bool continues;        /* the prompt comes after all that the session holds, and it must exist */
+};
+
+enum nkv_session_how { NKV_SESSION_NEW = 0, NKV_SESSION_RESUMED = 1, NKV_SESSION_FORKED = 2 };
+
+struct nkv_session_result {
+    enum nkv_session_how how;
+    uint32_t n_reused; /* tokens that the sequence holds: those of the prompt from there on are to be fed */
+    char from[56];     /* FORKED: the session that gave them */
+    uint64_t used_bytes, shared_bytes; /* of pages and digests; of these, shared with other sessions */
+};
+
+/*
+ * Opens the session of that name and cuts it to what its tokens and the prompt's have in common; or, if there is none,
+ * forks the session of the same model that has the most in common with the prompt (at least a full page), or opens an
+ * empty one. The last token of a prompt is never reused: it must be fed to learn what follows. The sequence always has
+ * digests; max_tokens is raised to what the session holds. Every step must be announced with nkv_seq_note_tokens.
+ * returns: 0; NKV_EFORMAT: that name is another model's; NKV_ESTATE: another client has it, or as nkv_seq_open;
+ * NKV_ENOENT: nothing to continue; NKV_EINVAL, NKV_ENOSPC, a device's error.
+ */
+NKV_API int nkv_session_open(struct nkv_context *context, const struct nkv_seq_options *seq_options,
+                             const struct nkv_session_options *options, struct nkv_seq **seq_out,
+                             struct nkv_session_result *result_out);
+/*
+ * The ids of the tokens that the sequence's next step feeds: before its first layer, for each step of a session. Other
+ * sequences: does nothing. (nkv_prefill and nkv_decode call it.)
+ */
+NKV_API int nkv_seq_note_tokens(struct nkv_seq *seq, const int32_t *tokens, uint32_t n);
+/* Reads back the ids of n committed tokens of a session from `first` on. */
+NKV_API int nkv_session_tokens(struct nkv_seq *seq, uint32_t first, int32_t *tokens_out, uint32_t n);
+
+struct nkv_session_info {
+    char name[56];
+    uint64_t model;
+    uint32_t device; /* number of the PNM device that has it */
+    uint32_t n_tokens, max_tokens;
+    bool is_attached; /* a client has it */
+    uint64_t used_bytes, shared_bytes;
+};
+/* Describes at most n sessions from the first-th on, by device and name. returns: how many, or a device's error. */
+NKV_API int nkv_session_list(struct nkv_context *context, uint32_t first, struct nkv_session_info *infos_out,
+                             uint32_t n);
+/* returns: 0, NKV_ENOENT, a device's error. */
+NKV_API int nkv_session_find(struct nkv_context *context, const char *name, struct nkv_session_info *info_out);
+/* Frees a session. returns: 0; NKV_ENOENT; NKV_ESTATE: a client has it; a device's error. */
+NKV_API int nkv_session_remove(struct nkv_context *context, const char *name);
+
+/* Called now and then by what takes long; a nonzero return stops it with NKV_ECANCELED. */
+typedef int (*nkv_progress_fn)(void *arg, uint64_t n_done, uint64_t n_total);
+
+/*
+ * Writes a session to a file (docs/formats.md), which appears whole or not at all; the session stays as it is. progress
+ * counts bytes and may be NULL. returns: 0; NKV_ENOENT; NKV_ESTATE: a client has it; NKV_EINVAL: it holds no tokens;
+ * NKV_EIO, NKV_ECANCELED, a device's error.
+ */
+NKV_API int nkv_session_export(struct nkv_context *context, const char *name, const char *path,
+                               nkv_progress_fn progress, void *progress_arg);
+/*
+ * Makes a session of such a file, under its own name (NULL) or another. It is there when all is; what fails leaves
+ * nothing. returns: 0; NKV_EFORMAT: the file is damaged, or of another KV shape; NKV_ENOTSUP: of another version;
+ * NKV_ESTATE: there is one of that name; NKV_ENOSPC, NKV_ENOENT, NKV_EIO, NKV_ECANCELED, a device's error.
+ */
+NKV_API int nkv_session_import(struct nkv_context *context, const char *path, const char *name,
+                               nkv_progress_fn progress, void *progress_arg);
+struct nkv_session_file_info {
+    char name[56];
+    uint64_t model;
+    struct nkv_kv_shape shape;
+    uint32_t n_tokens;
+    uint64_t file_bytes;
+};
+/* What the header of such a file says. returns: 0, NKV_ENOENT, NKV_EFORMAT, NKV_ENOTSUP, NKV_EIO. */
+NKV_API int nkv_session_file_info(const char *path, struct nkv_session_file_info *info_out);
 
 /* ---- Steps
  * ----------------------------------------------------------------------------------------------------------------------
@@ -272,6 +398,9 @@ struct nkv_memory {
     uint32_t bandwidth_mb_s; /* reads by the nearest CPUs, as the firmware (HMAT) says; 0: not known */
     uint32_t latency_ns;
     char argument[112]; /* what to give to --memory: anon:SIZE, numa:N:SIZE, dax:PATH; "": nothing */
+    /* Of a CXL device the CXL regions that it is part of ("region0", several with commas), of a DAX device the one that
+     * its memory is in. "": none, or not known (only root may read a DAX device's address). */
+    char regions[64];
 };
 
 struct nkv_memory_list {

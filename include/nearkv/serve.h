@@ -35,12 +35,18 @@ struct nkv_serve_options {
      * none. */
     void (*log)(void *arg, const char *line);
     void *log_arg;
+    const char *memory; /* as struct nkv_device_config; what it holds is served from the beginning; NULL: ordinary */
+    bool format;        /* make what is in `memory` anew, whatever is there */
+    /* How long sequences that a device finds in its memory when it starts wait for their clients to come back, in
+     * milliseconds; 0: 60,000. Those that are published stay in any case. */
+    uint32_t keep_ms;
 };
 
 /*
  * Listens. A socket left behind by a process that ended is replaced. The KV shape is that of the first client; while it
  * or another is attached, later ones must have the same.
- * returns: 0; NKV_EINVAL; NKV_ESTATE: another device answers on the socket; NKV_EIO; NKV_ENOMEM.
+ * returns: 0; NKV_EINVAL; NKV_ESTATE: another device answers on the socket, or uses `memory`; what nkv_memory_shape
+ * returns; NKV_EIO; NKV_ENOMEM.
  */
 NKV_API int nkv_serve_open(const struct nkv_serve_options *options, struct nkv_serve **serve_out);
 /* Serves until nkv_serve_stop. Commands that clients had queued by then are finished. blocks. returns: 0, NKV_EIO. */
@@ -68,6 +74,9 @@ struct nkv_serve_stat {
     uint32_t n_threads, n_sequences, n_free_pages, n_total_pages;
     uint32_t queue_depth; /* of all clients */
     uint32_t n_clients;   /* entries of `clients` */
+    uint32_t n_absent;    /* clients of before a restart, whose sequences are kept until they come back */
+    uint32_t reserved;
+    struct nkv_kv_shape shape; /* of what it holds; all 0: no client has attached yet */
     struct nkv_serve_client clients[NKV_SERVE_MAX_CLIENTS];
 };
 /* Asks the device that listens on a socket. returns: 0; NKV_ENOENT: nobody listens there; NKV_EDEVICE; NKV_ENOTSUP. */

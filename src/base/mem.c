@@ -136,6 +136,20 @@ int nkv_region_attach(int fd, size_t bytes, struct nkv_region *region_out)
     return map_file(fd, bytes, region_out);
 }
 
+int nkv_region_map(int fd, size_t bytes, struct nkv_region *region_out)
+{
+    if (bytes == 0 || bytes > SIZE_MAX / 2)
+        FAIL(NKV_EINVAL, "cannot map %zu bytes of a file", bytes);
+    return map_file(fd, bytes, region_out);
+}
+
+int nkv_region_sync(const struct nkv_region *region, size_t bytes)
+{
+    if (msync(region->base, bytes, MS_SYNC))
+        FAIL(NKV_EIO, "cannot write %zu bytes to the medium: %s", bytes, strerror(errno));
+    return 0;
+}
+
 void nkv_region_close(struct nkv_region *region)
 {
     if (region->base)

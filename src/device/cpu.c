@@ -141,10 +141,22 @@ static int parse_spec(const char *args, struct nkv_cpu_config *config)
     return more;
 }
 
+/* The memory may hold sequences of a process that is gone, or of a device process's clients. */
+static void forget_clients(struct nkv_cpu *core)
+{
+    uint32_t numbers[NKV_STORE_CLIENTS], n = nkv_store_client_numbers(core->store, numbers);
+
+    for (uint32_t i = 0; i < n; i++)
+        nkv_store_client_remove(core->store, numbers[i]);
+    nkv_store_close_strangers(core->store);
+    nkv_cpu_publish(core);
+}
+
 static int open_parts(struct cpu_device *cpu, const struct nkv_cpu_config *config)
 {
     TRY(nkv_alloc(1, sizeof *cpu->queue, &cpu->queue));
     TRY(nkv_cpu_core_open(&cpu->core, config));
+    forget_clients(&cpu->core);
     if (pthread_create(&cpu->leader, NULL, leader_main, cpu))
         FAIL(NKV_ENOMEM, "cannot start the device's leader thread");
     return 0;
@@ -152,7 +164,11 @@ static int open_parts(struct cpu_device *cpu, const struct nkv_cpu_config *confi
 
 int nkv_cpu_open(const char *args, const struct nkv_device_config *config, struct nkv_device **device_out)
 {
-    struct nkv_cpu_config core = {config->shape, config->capacity_bytes, config->n_threads, -1};
+    struct nkv_cpu_config core = {.shape = config->shape,
+                                  .capacity_bytes = config->capacity_bytes,
+                                  .n_threads = config->n_threads,
+                                  .node = -1,
+                                  .memory = config->memory};
     struct cpu_device *cpu;
     int status;
 

@@ -78,6 +78,8 @@ struct nkv_cpu_config {
     uint64_t capacity_bytes;   /* 0: 80 % of what is free now */
     uint32_t n_threads;        /* 0: one per CPU beside the memory */
     int node;                  /* NUMA node, -1: any */
+    const char *memory;        /* as struct nkv_device_config; then the capacity is what fits */
+    bool format;               /* make what is in `memory` anew */
 };
 /*
  * Opens store, scratch and team; no thread runs commands yet. State after a failure: nkv_cpu_core_close is right. The
@@ -139,8 +141,22 @@ int nkv_cpu_attend(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv
 int nkv_cpu_read(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
 int nkv_cpu_write(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
 
+/* ---- cpu_named.c: the same for published sequences. ---- */
+int nkv_cpu_seq_attach(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, uint64_t key);
+int nkv_cpu_seq_fork_named(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, uint64_t key);
+int nkv_cpu_seq_publish(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, uint64_t key);
+int nkv_cpu_seq_list(struct nkv_cpu *cpu, const struct nkv_cmd *cmd);
+/* READ and WRITE with NKV_TOKENS. */
+int nkv_cpu_tokens(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq);
+
 /* Runs tasks on the team, or here when they touch few bytes. Same results either way. */
 void nkv_cpu_tasks(struct nkv_cpu *cpu, uint64_t bytes, uint32_t n_tasks, nkv_task_fn fn, void *arg);
+
+/* ---- memory_spec.c ---- */
+
+#define NKV_MEMORY_PATH_BYTES 4096u
+/* Parses struct nkv_device_config.memory; options_out names path_out. returns: 0, NKV_EINVAL. */
+int nkv_memory_parse(const char *memory, struct nkv_image_options *options_out, char path_out[NKV_MEMORY_PATH_BYTES]);
 
 /* ---- cpu_bind.c ---- */
 

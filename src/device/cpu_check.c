@@ -27,17 +27,19 @@ struct op_rule {
 };
 
 static const struct op_rule rules[NKV_OP_COUNT] = {
-    [NKV_OP_SEQ_OPEN] = {F_TOKENS, NKV_NO_DIGEST | NKV_NO_PAGES | NKV_SLOTS},
-    [NKV_OP_SEQ_CLOSE] = {0, 0},
-    [NKV_OP_SEQ_FORK] = {F_ARG | F_POS | F_TOKENS, 0},
+    [NKV_OP_SEQ_OPEN] = {F_TOKENS, NKV_NO_DIGEST | NKV_NO_PAGES | NKV_SLOTS | NKV_NAMED},
+    [NKV_OP_SEQ_CLOSE] = {0, NKV_NAMED},
+    [NKV_OP_SEQ_FORK] = {F_ARG | F_POS | F_TOKENS, NKV_NAMED},
     [NKV_OP_SEQ_TRUNCATE] = {F_POS, 0},
     [NKV_OP_APPEND] = {F_LAYER | F_IN | F_TOKENS | F_POS, 0},
     [NKV_OP_SELECT] = {F_LAYER | F_SINK | F_IN | F_OUT | F_TOKENS | F_PAGES | F_POS,
                        NKV_PER_HEAD | NKV_STEADY | NKV_SCORES},
     [NKV_OP_ATTEND] = {F_LAYER | F_IN | F_OUT | F_LIST | F_TOKENS | F_PAGES | F_POS,
                        NKV_PER_HEAD | NKV_CAUSAL | NKV_ALL_PAGES},
-    [NKV_OP_READ] = {F_LAYER | F_OUT | F_LIST | F_PAGES, NKV_PER_HEAD | NKV_DIGEST},
-    [NKV_OP_WRITE] = {F_LAYER | F_IN | F_LIST | F_TOKENS | F_PAGES, NKV_PER_HEAD | NKV_DIGEST},
+    [NKV_OP_READ] = {F_LAYER | F_OUT | F_LIST | F_PAGES, NKV_PER_HEAD | NKV_DIGEST | NKV_TOKENS},
+    [NKV_OP_WRITE] = {F_LAYER | F_IN | F_LIST | F_TOKENS | F_PAGES, NKV_PER_HEAD | NKV_DIGEST | NKV_TOKENS},
+    [NKV_OP_SEQ_PUBLISH] = {F_IN | F_TOKENS, 0},
+    [NKV_OP_SEQ_LIST] = {F_ARG | F_IN | F_OUT | F_TOKENS | F_PAGES, 0},
     [NKV_OP_COMPUTE] = {F_LAYER | F_SINK | F_ARG | F_IN | F_OUT | F_LIST | F_TOKENS | F_PAGES | F_POS, 0},
 };
 
@@ -52,6 +54,10 @@ static uint32_t named_fields(const struct nkv_cmd *cmd)
         fields &= ~(uint32_t)(F_LIST | F_PAGES);
     if (cmd->flags & NKV_DIGEST)
         fields = (fields & ~(uint32_t)(F_LIST | F_TOKENS)) | F_POS;
+    if (cmd->flags & NKV_TOKENS)
+        fields = (fields & (F_IN | F_OUT)) | F_TOKENS | F_POS;
+    if (cmd->flags & NKV_NAMED && cmd->op != NKV_OP_SEQ_CLOSE)
+        fields = (fields & ~(uint32_t)F_ARG) | F_IN;
     return fields;
 }
 
@@ -93,8 +99,8 @@ int nkv_cpu_check_fields(const struct nkv_cmd *cmd)
         FAIL(NKV_EINVAL, "%s: flags 0x%x are not for this op", nkv_op_name(cmd->op), unknown);
     if (cmd->reserved)
         FAIL(NKV_EINVAL, "%s: the reserved byte is %u: it must be 0", nkv_op_name(cmd->op), cmd->reserved);
-    if ((cmd->flags & NKV_DIGEST) && (cmd->flags & NKV_PER_HEAD))
-        FAIL(NKV_EINVAL, "%s: flags DIGEST and PER_HEAD exclude each other", nkv_op_name(cmd->op));
+    if ((cmd->flags & (NKV_DIGEST | NKV_TOKENS | NKV_NAMED)) && (cmd->flags & (cmd->flags - 1)))
+        FAIL(NKV_EINVAL, "%s: flags 0x%x: DIGEST, TOKENS and NAMED stand alone", nkv_op_name(cmd->op), cmd->flags);
     return check_zero(cmd);
 }
 

@@ -14,27 +14,39 @@
 #include "base/clock.h"
 #include "device/cpu.h"
 
-static int run(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)
+/* Commands that open, close and change whole sequences. */
+static int run_control(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)
 {
-    struct nkv_kv_seq *seq = NULL;
     uint64_t key = nkv_seq_key(cpu->owner, cmd->seq);
+    bool named = cmd->flags & NKV_NAMED;
 
-    TRY(nkv_cpu_check_fields(cmd));
     switch (cmd->op) {
-    case NKV_OP_COMPUTE:
-        return 0;
     case NKV_OP_SEQ_OPEN:
-        return nkv_store_seq_open(cpu->store, key, cmd->n_tokens, cmd->flags);
+        return named ? nkv_cpu_seq_attach(cpu, cmd, key)
+                     : nkv_store_seq_open(cpu->store, key, cmd->n_tokens, cmd->flags);
     case NKV_OP_SEQ_CLOSE:
-        return nkv_store_seq_close(cpu->store, key);
+        return named ? nkv_store_remove(cpu->store, key) : nkv_store_seq_close(cpu->store, key);
     case NKV_OP_SEQ_FORK:
-        return nkv_store_seq_fork(cpu->store, key, nkv_seq_key(cpu->owner, cmd->arg), cmd->pos, cmd->n_tokens);
+        return named ? nkv_cpu_seq_fork_named(cpu, cmd, key)
+                     : nkv_store_seq_fork(cpu->store, key, nkv_seq_key(cpu->owner, cmd->arg), cmd->pos, cmd->n_tokens);
     case NKV_OP_SEQ_TRUNCATE:
         return nkv_store_seq_truncate(cpu->store, key, cmd->pos);
+    case NKV_OP_SEQ_PUBLISH:
+        return nkv_cpu_seq_publish(cpu, cmd, key);
+    case NKV_OP_SEQ_LIST:
+        return nkv_cpu_seq_list(cpu, cmd);
     default:
-        break;
+        return 0; /* COMPUTE */
     }
+}
+
+static int run_data(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)
+{
+    struct nkv_kv_seq *seq = NULL;
+
     TRY(nkv_cpu_check_seq(cpu, cmd, &seq));
+    if (cmd->flags & NKV_TOKENS)
+        return nkv_cpu_tokens(cpu, cmd, seq);
     switch (cmd->op) {
     case NKV_OP_APPEND:
         return nkv_cpu_append(cpu, cmd, seq);
@@ -47,6 +59,14 @@ static int run(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)
     default:
         return nkv_cpu_write(cpu, cmd, seq);
     }
+}
+
+static int run(struct nkv_cpu *cpu, const struct nkv_cmd *cmd)
+{
+    TRY(nkv_cpu_check_fields(cmd));
+    if (cmd->op >= NKV_OP_APPEND && cmd->op <= NKV_OP_WRITE)
+        return run_data(cpu, cmd);
+    return run_control(cpu, cmd);
 }
 
 void nkv_cpu_tasks(struct nkv_cpu *cpu, uint64_t bytes, uint32_t n_tasks, nkv_task_fn fn, void *arg)
@@ -108,6 +128,19 @@ static void bind_worker(void *arg, uint32_t rank)
     nkv_cpu_bind_thread(cpu->binding, rank, cpu->n_threads, NULL);
 }
 
+static int open_store(struct nkv_cpu *cpu, const struct nkv_cpu_config *config)
+{
+    uint64_t capacity = config->capacity_bytes ? config->capacity_bytes : nkv_cpu_available_bytes() / 5 * 4;
+    struct nkv_image_options options;
+    char path[NKV_MEMORY_PATH_BYTES];
+
+    if (!config->memory)
+        return nkv_store_open(&config->shape, capacity, &cpu->store);
+    TRY(nkv_memory_parse(config->memory, &options, path));
+    options.format = config->format;
+    return nkv_store_open_image(&config->shape, &options, &cpu->store);
+}
+
 int nkv_cpu_core_open(struct nkv_cpu *cpu, const struct nkv_cpu_config *config)
 {
     const struct nkv_kv_shape *shape = &config->shape;
@@ -120,8 +153,8 @@ int nkv_cpu_core_open(struct nkv_cpu *cpu, const struct nkv_cpu_config *config)
     cpu->scale = shape->scale > 0 ? shape->scale : 1.0f / sqrtf((float)shape->head_dim);
     TRY(nkv_cpu_binding_open(config->node, &cpu->binding, &n_cpus));
     cpu->n_threads = config->n_threads ? config->n_threads : n_cpus;
-    cpu->capacity_bytes = config->capacity_bytes ? config->capacity_bytes : nkv_cpu_available_bytes() / 5 * 4;
-    TRY(nkv_store_open(shape, cpu->capacity_bytes, &cpu->store));
+    TRY(open_store(cpu, config));
+    cpu->capacity_bytes = nkv_store_capacity(cpu->store);
     nkv_store_memory(cpu->store, &memory, &bytes);
     nkv_cpu_bind_memory(cpu->binding, memory, bytes);
     TRY(nkv_cpu_scratch_open(cpu));

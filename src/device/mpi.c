@@ -469,6 +469,9 @@ int nkv_mpi_device_open(const char *args, const struct nkv_device_config *config
 
     if (!job)
         FAIL(NKV_ESTATE, "device mpi:%.32s: this process has joined no MPI job: start it with mpirun", args);
+    if (config->memory)
+        FAIL(NKV_ENOTSUP, "device mpi:%.32s: its pages are in its process' own memory, not in %s", args,
+             config->memory);
     TRY(parse_rank(args, job, &peer));
     TRY(nkv_alloc(1, sizeof *m, &m));
     m->device.ops = &mpi_ops;

@@ -169,7 +169,8 @@ static void close_device(struct service *s)
 
 static int open_device(struct service *s, const struct nkv_mpi_request *request)
 {
-    struct nkv_cpu_config config = {request->shape, request->bytes, request->n_threads, -1};
+    struct nkv_cpu_config config = {
+        .shape = request->shape, .capacity_bytes = request->bytes, .n_threads = request->n_threads, .node = -1};
     int status;
 
     if (s->cpu)

@@ -43,6 +43,12 @@ static uint64_t rows_bytes(const struct list *list, const struct nkv_cmd *cmd, u
     return 4u * (uint64_t)cmd->n_tokens * n_heads * list->shape->head_dim;
 }
 
+/* Of token ids. */
+static uint64_t ids_bytes(const struct nkv_cmd *cmd)
+{
+    return 4u * (uint64_t)cmd->n_tokens;
+}
+
 static uint64_t lists_bytes(const struct list *list, const struct nkv_cmd *cmd, uint32_t cap)
 {
     return units(list, cmd) * nkv_list_stride(cap);
@@ -60,9 +66,20 @@ uint32_t nkv_operands_in(const struct nkv_kv_shape *shape, const struct nkv_cmd 
                          struct nkv_operand operands_out[NKV_MAX_OPERANDS])
 {
     struct list list = {shape, window_bytes, operands_out, 0};
-    bool has_list = !(cmd->flags & (NKV_ALL_PAGES | NKV_DIGEST));
+    bool has_list = !(cmd->flags & (NKV_ALL_PAGES | NKV_DIGEST | NKV_TOKENS));
 
     switch (cmd->op) {
+    case NKV_OP_SEQ_OPEN:
+    case NKV_OP_SEQ_FORK:
+        if (cmd->flags & NKV_NAMED)
+            add(&list, NKV_OPERAND_LISTS, cmd->in_offset, sizeof(struct nkv_seq_name));
+        break;
+    case NKV_OP_SEQ_PUBLISH:
+        add(&list, NKV_OPERAND_LISTS, cmd->in_offset, sizeof(struct nkv_seq_name) + ids_bytes(cmd));
+        break;
+    case NKV_OP_SEQ_LIST:
+        add(&list, NKV_OPERAND_LISTS, cmd->in_offset, ids_bytes(cmd));
+        break;
     case NKV_OP_APPEND:
         add(&list, NKV_OPERAND_QKV, cmd->in_offset, 2 * rows_bytes(&list, cmd, shape->n_kv_heads));
         break;
@@ -83,8 +100,11 @@ uint32_t nkv_operands_in(const struct nkv_kv_shape *shape, const struct nkv_cmd 
     case NKV_OP_WRITE:
         if (has_list)
             add(&list, NKV_OPERAND_LISTS, cmd->list_offset, lists_bytes(&list, cmd, cmd->n_pages));
-        add(&list, NKV_OPERAND_PAGES, cmd->in_offset,
-            pages_bytes(&list, cmd, times(cmd->n_pages, cmd->flags & NKV_DIGEST ? 1 : units(&list, cmd))));
+        if (cmd->flags & NKV_TOKENS)
+            add(&list, NKV_OPERAND_LISTS, cmd->in_offset, ids_bytes(cmd));
+        else
+            add(&list, NKV_OPERAND_PAGES, cmd->in_offset,
+                pages_bytes(&list, cmd, times(cmd->n_pages, cmd->flags & NKV_DIGEST ? 1 : units(&list, cmd))));
         break;
     default:
         break;
@@ -131,6 +151,11 @@ uint32_t nkv_operands_out(const struct nkv_kv_shape *shape, const struct nkv_cmd
         add_select(&list, cmd);
     else if (cmd->op == NKV_OP_ATTEND)
         add_partials(&list, cmd);
+    else if (cmd->op == NKV_OP_SEQ_LIST)
+        add(&list, NKV_OPERAND_LISTS, cmd->out_offset,
+            times(res == NKV_RES_UNKNOWN ? cmd->n_pages : (uint32_t)res, sizeof(struct nkv_seq_info)));
+    else if (cmd->op == NKV_OP_READ && (cmd->flags & NKV_TOKENS))
+        add(&list, NKV_OPERAND_LISTS, cmd->out_offset, ids_bytes(cmd));
     else if (cmd->op == NKV_OP_READ)
         add(&list, NKV_OPERAND_PAGES, cmd->out_offset,
             pages_bytes(&list, cmd, res == NKV_RES_UNKNOWN ? n_pages : (uint64_t)res));

@@ -5,6 +5,7 @@
 
 #include <nearkv/device.h>
 
+/* LISTS: page lists, scores, names and token ids. */
 enum nkv_operand_kind { NKV_OPERAND_QKV, NKV_OPERAND_OUTPUT, NKV_OPERAND_SCALES, NKV_OPERAND_LISTS, NKV_OPERAND_PAGES };
 
 struct nkv_operand {

@@ -6,11 +6,17 @@
  *
  * The device may die at any instant. The client sleeps on the socket only, whose end the system reports at once; from
  * then on every call fails with NKV_EDEVICE and names the device. Completions that were there before are still
- * delivered. The capacity, the threads and the name are the device's own: what the configuration says of them is not
- * used.
+ * delivered. `map` connects anew and says hello with the same id, so that a device that kept its memory gives the
+ * client its sequences back; ring and window are new ones. Connecting in any other call was rejected: whoever has
+ * commands in flight must first learn that they are lost.
+ *
+ * The capacity, the threads and the name are the device's own: what the configuration says of them is not used.
  */
+#define _GNU_SOURCE
 #include <stdio.h>
+#include <errno.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "base/futex.h"
@@ -23,6 +29,8 @@
 struct process {
     struct nkv_device device; /* first */
     struct nkv_device_caps caps;
+    struct nkv_kv_shape shape;
+    uint64_t id; /* what the device knows this client by */
     char path[108];
     int fd;
     struct nkv_region memory, window;
@@ -69,6 +77,58 @@ static int process_caps(struct nkv_device *device, struct nkv_device_caps *caps_
     return 0;
 }
 
+/* Takes what the handshake gives into *p, which has a path, an id and a shape. */
+static int say_hello(struct process *p)
+{
+    struct nkv_wire_request hello = {
+        .head = nkv_wire_head(NKV_WIRE_HELLO), .abi = NKV_DEVICE_ABI, .shape = p->shape, .id = p->id};
+    struct nkv_wire_answer answer;
+    int fd = -1, status;
+
+    TRY(nkv_wire_connect(p->path, &p->fd));
+    TRY(nkv_wire_ask(p->fd, &hello, &answer, sizeof answer, &fd));
+    status = nkv_region_attach(fd, sizeof(struct nkv_ring), &p->memory);
+    close(fd);
+    TRY(status);
+    p->caps = (struct nkv_device_caps){
+        .size = sizeof p->caps, .capacity_bytes = answer.capacity_bytes, .n_threads = answer.n_threads};
+    memcpy(p->caps.name, answer.name, sizeof p->caps.name - 1);
+    return nkv_ring_join(p->memory.base, &p->ring);
+}
+
+static void close_link(struct process *p)
+{
+    if (p->fd >= 0)
+        close(p->fd);
+    p->fd = -1;
+    nkv_region_close(&p->window);
+    nkv_region_close(&p->memory);
+}
+
+/* Ring and window of before stay until there are new ones: completions in them may still be read. */
+static int reconnect(struct process *p)
+{
+    struct process fresh = {.device = p->device, .caps = p->caps, .shape = p->shape, .id = p->id, .fd = -1};
+    char reason[256];
+    int status;
+
+    if (p->fd >= 0)
+        close(p->fd); /* first: one that lives must not find its client attached */
+    p->fd = -1;
+    memcpy(fresh.path, p->path, sizeof fresh.path);
+    status = say_hello(&fresh);
+    if (status < 0) {
+        snprintf(reason, sizeof reason, "%s", nkv_last_error());
+        close_link(&fresh);
+        FAIL(status == NKV_ENOENT || status == NKV_EIO ? NKV_EDEVICE : status,
+             "device %s at unix:%s was lost (%s) and cannot be reached again: %s", p->caps.name, p->path, p->lost,
+             reason);
+    }
+    close_link(p);
+    *p = fresh;
+    return 0;
+}
+
 static int process_map(struct nkv_device *device, uint64_t bytes, void **window_out)
 {
     struct process *p = process_of(device);
@@ -76,6 +136,8 @@ static int process_map(struct nkv_device *device, uint64_t bytes, void **window_
     struct nkv_region window;
     int fd = -1, status;
 
+    if (*p->lost)
+        TRY(reconnect(p));
     if (nkv_ring_in_flight(&p->ring))
         FAIL(NKV_ESTATE, "the window cannot grow while %u commands are in flight: reap them first",
              nkv_ring_in_flight(&p->ring));
@@ -113,7 +175,7 @@ static int wait_completions(struct process *p, uint32_t n)
         return 0;
     nkv_ring_await(&p->ring, n);
     while ((ready = nkv_ring_ready(&p->ring)) >= 0 && (uint32_t)ready < n && status == 0)
-        status = nkv_wire_sleep(p->fd);
+        status = *p->lost ? NKV_EDEVICE : nkv_wire_sleep(p->fd);
     nkv_ring_await(&p->ring, 0);
     return ready >= 0 && (uint32_t)ready >= n ? 0 : lose(p);
 }
@@ -148,10 +210,7 @@ static int process_stat(struct nkv_device *device, struct nkv_device_stat *stat_
 
 static void free_parts(struct process *p)
 {
-    if (p->fd >= 0)
-        close(p->fd);
-    nkv_region_close(&p->window);
-    nkv_region_close(&p->memory);
+    close_link(p);
     nkv_free(p);
 }
 
@@ -175,21 +234,25 @@ static const struct nkv_device_ops process_ops = {
     .close = process_close,
 };
 
-static int say_hello(struct process *p, const struct nkv_kv_shape *shape)
+static int make_id(uint64_t *id_out)
 {
-    struct nkv_wire_request hello = {.head = nkv_wire_head(NKV_WIRE_HELLO), .abi = NKV_DEVICE_ABI, .shape = *shape};
-    struct nkv_wire_answer answer;
-    int fd = -1, status;
+    ssize_t n;
 
-    TRY(nkv_wire_connect(p->path, &p->fd));
-    TRY(nkv_wire_ask(p->fd, &hello, &answer, sizeof answer, &fd));
-    status = nkv_region_attach(fd, sizeof(struct nkv_ring), &p->memory);
-    close(fd);
-    TRY(status);
-    p->caps = (struct nkv_device_caps){
-        .size = sizeof p->caps, .capacity_bytes = answer.capacity_bytes, .n_threads = answer.n_threads};
-    memcpy(p->caps.name, answer.name, sizeof p->caps.name - 1);
-    return nkv_ring_join(p->memory.base, &p->ring);
+    do
+        n = getrandom(id_out, sizeof *id_out, 0);
+    while ((n < 0 && errno == EINTR) || (n == sizeof *id_out && *id_out == 0));
+    if (n != sizeof *id_out)
+        FAIL(NKV_EIO, "the system gives no random number for this client's id");
+    return 0;
+}
+
+static int open_parts(struct process *p, const char *args)
+{
+    if (strlen(args) >= sizeof p->path)
+        FAIL(NKV_EINVAL, "socket path '%.120s' is too long", args);
+    snprintf(p->path, sizeof p->path, "%s", args);
+    TRY(make_id(&p->id));
+    return say_hello(p);
 }
 
 int nkv_process_open(const char *args, const struct nkv_device_config *config, struct nkv_device **device_out)
@@ -199,10 +262,9 @@ int nkv_process_open(const char *args, const struct nkv_device_config *config, s
 
     TRY(nkv_alloc(1, sizeof *p, &p));
     p->device.ops = &process_ops;
+    p->shape = config->shape;
     p->fd = -1;
-    snprintf(p->path, sizeof p->path, "%s", args);
-    status = strlen(args) < sizeof p->path ? say_hello(p, &config->shape)
-                                           : nkv_fail(NKV_EINVAL, "socket path '%.120s' is too long", args);
+    status = open_parts(p, args);
     if (status < 0) {
         char reason[400];
 

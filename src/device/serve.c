@@ -100,8 +100,6 @@ static bool any_waits(const struct nkv_serve *serve, uint32_t *n_attached_out)
 
 static void handle(struct nkv_serve *serve, const struct pollfd *waits, uint32_t n_clients)
 {
-    if (waits[1].revents)
-        nkv_serve_accept(serve);
     if (waits[2].revents)
         nkv_serve_metrics_accept(serve);
     for (uint32_t i = 0; i < NKV_SERVE_SCRAPERS; i++)
@@ -110,6 +108,9 @@ static void handle(struct nkv_serve *serve, const struct pollfd *waits, uint32_t
     for (uint32_t i = 0; i < n_clients; i++)
         if (waits[3 + NKV_SERVE_SCRAPERS + i].revents)
             nkv_serve_listen_to(serve, serve->clients[i]);
+    nkv_serve_sweep(serve);
+    if (waits[1].revents) /* when those who left have made room */
+        nkv_serve_accept(serve);
 }
 
 /* Waits for events and serves them. returns: 0, NKV_EIO. */
@@ -135,6 +136,7 @@ static int poll_sockets(struct nkv_serve *serve, int timeout_ms)
     }
     serve->polled_ns = nkv_now_ns();
     (void)nkv_serve_metrics_expire(serve, serve->polled_ns);
+    nkv_serve_expire_absent(serve, serve->polled_ns);
     nkv_serve_sweep(serve);
     return 0;
 }
@@ -144,6 +146,17 @@ static void announce_sleep(struct nkv_serve *serve, bool sleeps)
     for (uint32_t i = 0; i < serve->n_clients; i++)
         if (serve->clients[i]->attached)
             nkv_ring_sleep(&serve->clients[i]->ring, sleeps);
+}
+
+/* How long nothing but an event has to be looked at, for poll. */
+static int quiet_ms(struct nkv_serve *serve)
+{
+    uint64_t now_ns = nkv_now_ns();
+    int absent_ms = nkv_serve_absent_ms(serve, now_ns);
+
+    if (nkv_serve_metrics_expire(serve, now_ns) && (absent_ms < 0 || absent_ms > SCRAPE_MS))
+        return SCRAPE_MS;
+    return absent_ms;
 }
 
 /* Nothing to run: spins, then sleeps until a bell or another event. */
@@ -164,7 +177,7 @@ static int idle(struct nkv_serve *serve)
     }
     announce_sleep(serve, true);
     if (!any_waits(serve, &n_attached))
-        status = poll_sockets(serve, nkv_serve_metrics_expire(serve, nkv_now_ns()) ? SCRAPE_MS : -1);
+        status = poll_sockets(serve, quiet_ms(serve));
     announce_sleep(serve, false);
     return status;
 }
@@ -267,9 +280,30 @@ static int read_options(const struct nkv_serve_options *options, struct nkv_serv
     return 0;
 }
 
+/* What the memory holds is served from the beginning; what holds nothing gets its shape from the first client. */
+static int open_memory(struct nkv_serve *serve)
+{
+    struct nkv_kv_shape shape;
+    int held = 0;
+
+    if (!serve->options.memory || serve->options.format)
+        return 0;
+    held = nkv_memory_shape(serve->options.memory, &shape);
+    TRY(held);
+    if (held == 0)
+        return 0;
+    TRY(nkv_serve_open_core(serve, &shape));
+    nkv_serve_log(serve, "%u sequences are in %s", nkv_cpu_read_stat(serve->cpu).n_sequences, serve->options.memory);
+    if (nkv_store_n_lost(serve->cpu->store))
+        nkv_serve_log(serve, "%u sequences did not survive the crash of the system",
+                      nkv_store_n_lost(serve->cpu->store));
+    return 0;
+}
+
 static int open_parts(struct nkv_serve *serve, const struct nkv_serve_options *options)
 {
     TRY(read_options(options, serve));
+    TRY(open_memory(serve));
     serve->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (serve->stop_fd < 0)
         FAIL(NKV_EIO, "cannot open an eventfd: %s", strerror(errno));
@@ -305,6 +339,7 @@ void nkv_serve_close(struct nkv_serve *serve)
     close_socket(&serve->socket);
     close_socket(&serve->metrics);
     nkv_serve_metrics_close(serve);
+    serve->closing = true;
     for (uint32_t i = 0; i < serve->n_clients; i++)
         nkv_serve_drop(serve, serve->clients[i], "it was stopped");
     nkv_serve_sweep(serve);

@@ -19,7 +19,7 @@
 struct serve_client {
     int fd;
     pid_t pid;
-    uint32_t number; /* owns its sequences; never 0 */
+    uint32_t number; /* owns its sequences; 0 until it has said hello */
     bool attached;   /* has said hello: has a ring */
     bool lost;       /* to be removed */
     uint32_t last;   /* while stopping: commands up to here are run */
@@ -53,9 +53,12 @@ struct nkv_serve {
     int stop_fd;
     _Atomic uint32_t stop;
     bool stopping;
+    bool closing; /* clients are sent away, but not for good: their sequences stay */
     uint64_t begin_ns, polled_ns;
-    struct nkv_cpu *cpu;          /* NULL: no client has said hello yet */
-    struct nkv_affinity affinity; /* of the serving thread, before it was bound */
+    struct nkv_cpu *cpu;                        /* NULL: no client has said hello yet */
+    struct nkv_affinity affinity;               /* of the serving thread, before it was bound */
+    uint64_t n_commands_before, busy_ns_before; /* of the cores before */
+    uint64_t absent_until_ns;                   /* until then absent clients may come back; 0: there are none */
     uint32_t n_clients, next_number;
     struct serve_client *clients[NKV_SERVE_MAX_CLIENTS];
     struct serve_scraper scrapers[NKV_SERVE_SCRAPERS];
@@ -65,6 +68,9 @@ struct nkv_serve {
 void nkv_serve_log(const struct nkv_serve *serve, const char *format, ...) NKV_PRINTF(2, 3);
 
 /* ---- serve_client.c ---- */
+/* A core for this shape in place of the one there is. State after a failure: unchanged; with memory that outlives the
+ * process: there is none. */
+int nkv_serve_open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shape);
 void nkv_serve_accept(struct nkv_serve *serve);
 /* Takes what the client has sent. */
 void nkv_serve_listen_to(struct nkv_serve *serve, struct serve_client *client);
@@ -72,6 +78,20 @@ void nkv_serve_listen_to(struct nkv_serve *serve, struct serve_client *client);
 void nkv_serve_drop(struct nkv_serve *serve, struct serve_client *client, const char *why);
 /* Frees what lost clients held. */
 void nkv_serve_sweep(struct nkv_serve *serve);
+
+/* ---- serve_absent.c ---- */
+/* Gives a client that says hello its number: that of the absent client of this id, if there is one. returns: 0;
+ * NKV_ESTATE: a client with the id is attached; NKV_ENOSPC, NKV_ENOMEM. */
+int nkv_serve_identify(struct nkv_serve *serve, struct serve_client *client, uint64_t id);
+/* Closes what a client did not publish and strikes it out. returns: sequences closed. */
+uint32_t nkv_serve_forget(struct nkv_serve *serve, uint32_t number);
+/* To be called when the core was opened: the time of grace begins. */
+void nkv_serve_await_absent(struct nkv_serve *serve);
+uint32_t nkv_serve_count_absent(const struct nkv_serve *serve);
+/* Forgets absent clients whose time of grace has passed. */
+void nkv_serve_expire_absent(struct nkv_serve *serve, uint64_t now_ns);
+/* Milliseconds until then; -1: no client is awaited. */
+int nkv_serve_absent_ms(const struct nkv_serve *serve, uint64_t now_ns);
 
 /* ---- serve_stat.c ---- */
 void nkv_serve_fill_stat(const struct nkv_serve *serve, struct nkv_serve_stat *stat_out);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The clients of the device process: coming, saying hello, mapping windows, leaving. The first hello gives the device
- * its KV shape and opens the core; the shape may change only while nobody is attached, because the sequences of all
+ * its KV shape and opens the core; the shape may change only while it holds nothing, because the sequences of all
  * clients live in one store of one shape.
  *
  * A client is a file descriptor, a number and two shared regions. When it ends, be it by closing, dying or nonsense,
- * its sequences are found by the number, which is half of their keys. Nothing that it says is believed: requests are
- * copied, of exactly their size; descriptors that it sends are closed unseen.
+ * its sequences are found by the number, which is half of their keys; when the device ends, they stay for it
+ * (serve_absent.c). Nothing that it says is believed: requests are copied, of exactly their size; descriptors that it
+ * sends are closed unseen.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -49,9 +50,8 @@ static void free_client(struct nkv_serve *serve, struct serve_client *client)
     uint32_t n = 0;
 
     close(client->fd);
-    if (client->attached) {
-        n = nkv_store_close_owner(serve->cpu->store, client->number);
-        nkv_cpu_publish(serve->cpu);
+    if (client->attached && !serve->closing) {
+        n = nkv_serve_forget(serve, client->number);
         nkv_serve_log(serve, "client %u left: %u sequences, %llu bytes freed", client->number, n,
                       (unsigned long long)client->used_bytes);
     }
@@ -73,19 +73,6 @@ void nkv_serve_sweep(struct nkv_serve *serve)
     serve->n_clients = kept;
 }
 
-/* A number that no client has: after 2^32 they begin anew. */
-static uint32_t free_number(struct nkv_serve *serve)
-{
-    bool taken;
-
-    do {
-        taken = ++serve->next_number == 0;
-        for (uint32_t i = 0; i < serve->n_clients; i++)
-            taken |= serve->clients[i]->number == serve->next_number;
-    } while (taken);
-    return serve->next_number;
-}
-
 static int add_client(struct nkv_serve *serve, int fd)
 {
     struct ucred peer = {0};
@@ -96,7 +83,6 @@ static int add_client(struct nkv_serve *serve, int fd)
         FAIL(NKV_ENOSPC, "it has %u clients already", NKV_SERVE_MAX_CLIENTS);
     TRY(nkv_alloc(1, sizeof *client, &client));
     client->fd = fd;
-    client->number = free_number(serve);
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0)
         client->pid = peer.pid;
     serve->clients[serve->n_clients++] = client;
@@ -139,22 +125,32 @@ static void replace_core(struct nkv_serve *serve, struct nkv_cpu *cpu)
     if (serve->cpu) {
         struct nkv_device_stat stat = nkv_cpu_read_stat(serve->cpu);
 
-        atomic_store(&cpu->stat.n_commands, stat.n_commands);
-        atomic_store(&cpu->stat.busy_ns, stat.busy_ns);
+        serve->n_commands_before = stat.n_commands;
+        serve->busy_ns_before = stat.busy_ns;
         nkv_cpu_core_close(serve->cpu);
         nkv_free(serve->cpu);
+    }
+    if (cpu) {
+        atomic_store(&cpu->stat.n_commands, serve->n_commands_before);
+        atomic_store(&cpu->stat.busy_ns, serve->busy_ns_before);
     }
     serve->cpu = cpu;
 }
 
-/* A core for this shape in place of the one there is. State after a failure: unchanged. */
-static int open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shape)
+int nkv_serve_open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shape)
 {
     const struct nkv_serve_options *o = &serve->options;
-    struct nkv_cpu_config config = {*shape, o->capacity_bytes, o->n_threads, o->on_node ? (int)o->node : -1};
+    struct nkv_cpu_config config = {.shape = *shape,
+                                    .capacity_bytes = o->capacity_bytes,
+                                    .n_threads = o->n_threads,
+                                    .node = o->on_node ? (int)o->node : -1,
+                                    .memory = o->memory,
+                                    .format = o->format && !serve->cpu};
     struct nkv_cpu *cpu;
     int status;
 
+    if (o->memory)
+        replace_core(serve, NULL); /* it cannot be mapped twice */
     TRY(nkv_alloc(1, sizeof *cpu, &cpu));
     nkv_affinity_restore(&serve->affinity); /* threads inherit what their creator may use */
     status = nkv_cpu_core_open(cpu, &config);
@@ -162,7 +158,10 @@ static int open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shape)
         nkv_cpu_core_close(cpu);
         nkv_free(cpu);
     } else {
+        nkv_store_close_strangers(cpu->store);
+        nkv_cpu_publish(cpu);
         replace_core(serve, cpu);
+        nkv_serve_await_absent(serve);
     }
     if (serve->cpu)
         nkv_cpu_bind_thread(serve->cpu->binding, 0, serve->cpu->n_threads, &serve->affinity);
@@ -175,12 +174,14 @@ static int adopt_shape(struct nkv_serve *serve, const struct nkv_kv_shape *shape
 
     if (serve->cpu && memcmp(&serve->cpu->shape, shape, sizeof *shape) == 0)
         return 0;
-    if (serve->cpu && count_attached(serve) > 0) {
+    if (serve->cpu &&
+        (count_attached(serve) + nkv_serve_count_absent(serve) > 0 || nkv_cpu_read_stat(serve->cpu).n_sequences > 0)) {
         describe(&serve->cpu->shape, have);
         describe(shape, want);
-        FAIL(NKV_ESTATE, "it holds %s for others: %s has to wait until they leave", have, want);
+        FAIL(NKV_ESTATE, "it holds %s for others: %s has to wait until they leave and published sequences are removed",
+             have, want);
     }
-    TRY(open_core(serve, shape));
+    TRY(nkv_serve_open_core(serve, shape));
     describe(shape, have);
     nkv_serve_log(serve, "shape: %s; room for %u pages", have, nkv_store_total_pages(serve->cpu->store));
     return 0;
@@ -193,15 +194,26 @@ static int check_hello(const struct serve_client *client, const struct nkv_wire_
     if (request->abi != NKV_DEVICE_ABI)
         FAIL(NKV_ENOTSUP, "it serves device ABI %u, not %u: use the same nearkv on both sides", NKV_DEVICE_ABI,
              request->abi);
+    if (request->id == 0)
+        FAIL(NKV_EINVAL, "a client must say an id other than 0");
     return nkv_kv_shape_check(&request->shape);
 }
 
 static int say_hello(struct nkv_serve *serve, struct serve_client *client, const struct nkv_wire_request *request,
                      int *fd_out)
 {
+    int fd = -1, status;
+
     TRY(check_hello(client, request));
     TRY(adopt_shape(serve, &request->shape));
-    TRY(nkv_region_share("nearkv-ring", sizeof(struct nkv_ring), &client->ring_memory, fd_out));
+    TRY(nkv_region_share("nearkv-ring", sizeof(struct nkv_ring), &client->ring_memory, &fd));
+    status = nkv_serve_identify(serve, client, request->id);
+    if (status < 0) {
+        nkv_region_close(&client->ring_memory);
+        close(fd);
+        return status;
+    }
+    *fd_out = fd;
     nkv_ring_init(client->ring_memory.base, &client->ring);
     client->attached = true;
     nkv_serve_log(serve, "client %u (process %d) attached", client->number, (int)client->pid);

@@ -57,6 +57,7 @@ static void put_device(struct page *page, const struct nkv_serve_stat *stat)
     put_metric(page, "free_pages", "gauge", "Pages that can still be reserved.", stat->n_free_pages);
     put_metric(page, "total_pages", "gauge", "Pages that fit the empty device.", stat->n_total_pages);
     put_metric(page, "clients", "gauge", "Processes attached.", stat->n_clients);
+    put_metric(page, "absent_clients", "gauge", "Clients of before a restart that may come back.", stat->n_absent);
     put_metric(page, "sequences", "gauge", "Sequences open.", stat->n_sequences);
     put_metric(page, "queue_depth", "gauge", "Commands that wait.", stat->queue_depth);
     put_metric(page, "commands_total", "counter", "Commands run.", stat->n_commands);

@@ -38,6 +38,7 @@ void nkv_serve_fill_stat(const struct nkv_serve *serve, struct nkv_serve_stat *s
         struct nkv_device_stat device = nkv_cpu_read_stat(serve->cpu);
         const struct nkv_kv_shape *shape = &serve->cpu->shape;
 
+        stat.shape = *shape;
         stat.capacity_bytes = serve->cpu->capacity_bytes;
         stat.n_threads = serve->cpu->n_threads;
         stat.used_bytes = device.used_bytes;
@@ -56,6 +57,7 @@ void nkv_serve_fill_stat(const struct nkv_serve *serve, struct nkv_serve_stat *s
         stat.clients[stat.n_clients] = client_stat(serve->clients[i]);
         stat.queue_depth += stat.clients[stat.n_clients++].queue_depth;
     }
+    stat.n_absent = nkv_serve_count_absent(serve);
     *stat_out = stat;
 }
 

@@ -9,8 +9,8 @@
 #include "device/backend.h"
 
 static const char *const op_names[NKV_OP_COUNT] = {
-    "any",    "seq_open", "seq_close", "seq_fork", "seq_truncate", "append",
-    "select", "attend",   "read",      "write",    "compute",
+    "any",    "seq_open", "seq_close", "seq_fork", "seq_truncate", "append",   "select",
+    "attend", "read",     "write",     "compute",  "seq_publish",  "seq_list",
 };
 
 const char *nkv_op_name(uint32_t op)

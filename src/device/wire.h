@@ -7,23 +7,25 @@
  *   every message                          request, 64 bytes (client to device)
  *   offset bytes what                      offset bytes what
  *      0     4   magic "NKVP"                8     4    HELLO: NKV_DEVICE_ABI
- *      4     2   version                    16     8    MAP: bytes of window wanted
+ *      4     2   version (2)                16     8    MAP: bytes of window wanted
  *      6     2   kind                       24    32    HELLO: shape, 8 words as struct nkv_kv_shape
+ *                                           56     8    HELLO: id of the client, random, not 0
  *
  *   result, 272 bytes (device to client): the beginning of every answer; alone: GONE
  *      8     4   0 or an enum nkv_status
  *     16   256   text of a failure, zero terminated
  *
  *   answer, 416 bytes (to HELLO, MAP, STAT)          status (to STATUS): a result, then struct nkv_serve_stat
- *    272     4   number of this client              of nearkv/serve.h (3,216 bytes)
+ *    272     4   number of this client              of nearkv/serve.h (3,256 bytes)
  *    276     4   threads of the device
  *    280     8   capacity in bytes
  *    288     8   bytes of the memory passed with it: HELLO: a ring (ring.h), MAP: the window
  *    296    56   struct nkv_device_stat
  *    352    64   name of the device
  *
- * HELLO comes first; its answer passes the ring's descriptor (SCM_RIGHTS). MAP's answer passes that of the new window;
- * nothing may be in flight. STAT: what nkv_device_ops.stat wants. STATUS: the whole device, also before HELLO.
+ * HELLO comes first; its answer passes the ring's descriptor (SCM_RIGHTS). The id is what the device knows its client
+ * by after it was restarted on the same memory: whoever says it has the sequences. MAP's answer passes that of the new
+ * window; nothing may be in flight. STAT: what nkv_device_ops.stat wants. STATUS: the whole device, also before HELLO.
  * BELL (8 bytes, both ways): look at the ring; the receiver announced there that it sleeps. A bell that does not fit
  * the socket's buffer is dropped: what fills the buffer wakes the receiver as well. GONE: the device ends the
  * connection and says why.
@@ -37,7 +39,7 @@
 #include "base/status.h"
 
 #define NKV_WIRE_MAGIC   0x50564b4eu /* "NKVP" */
-#define NKV_WIRE_VERSION 1u
+#define NKV_WIRE_VERSION 2u
 
 enum nkv_wire_kind {
     NKV_WIRE_BELL = 1,
@@ -57,7 +59,7 @@ struct nkv_wire_request {
     uint32_t abi, reserved;
     uint64_t bytes;
     struct nkv_kv_shape shape;
-    uint64_t reserved2;
+    uint64_t id;
 };
 struct nkv_wire_result {
     struct nkv_wire_head head;
@@ -79,7 +81,7 @@ struct nkv_wire_status {
 _Static_assert(sizeof(struct nkv_kv_shape) == 32 && sizeof(struct nkv_wire_head) == 8 &&
                    sizeof(struct nkv_wire_request) == 64 && sizeof(struct nkv_wire_result) == 272 &&
                    offsetof(struct nkv_wire_answer, stat) == 296 && sizeof(struct nkv_wire_answer) == 416 &&
-                   sizeof(struct nkv_serve_stat) == 3216,
+                   sizeof(struct nkv_serve_stat) == 3256,
                "the table above");
 
 struct nkv_wire_head nkv_wire_head(enum nkv_wire_kind kind);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A wrapper sends each command down under a tag of its own instead of the client's user_data, and restores it when the
- * completion comes back. Clients need not make user_data unique, and inner devices may complete in any order.
+ * completion comes back. Clients need not make user_data unique, and inner devices may complete in any order. `map` is
+ * called with nothing in flight: what is then still noted was lost with a device that is now there again.
  */
 #include "device/wrap.h"
 
@@ -80,6 +81,11 @@ int nkv_wrap_map(struct nkv_device *device, uint64_t bytes, void **window_out)
     void *window;
 
     TRY(wrap->inner->ops->map(wrap->inner, bytes, &window));
+    for (uint32_t tag = 0; tag < NKV_WRAP_ENTRIES; tag++)
+        if (wrap->in_flight[tag]) {
+            wrap->in_flight[tag] = false;
+            wrap->free_tags[wrap->n_free++] = tag;
+        }
     wrap->window = window;
     *window_out = window;
     return 0;

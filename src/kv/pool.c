@@ -37,6 +37,12 @@ static uint32_t find_run(const struct nkv_pool *pool, uint32_t n)
     return pool->n - start >= n ? start : pool->n;
 }
 
+static void skip_used(struct nkv_pool *pool)
+{
+    while (pool->low_free < pool->high && pool->refs[pool->low_free])
+        pool->low_free++;
+}
+
 void nkv_pool_take(struct nkv_pool *pool, uint32_t n, uint32_t *things_out)
 {
     uint32_t at = find_run(pool, n);
@@ -52,8 +58,28 @@ void nkv_pool_take(struct nkv_pool *pool, uint32_t n, uint32_t *things_out)
             pool->high = at + 1;
     }
     pool->n_used += n;
-    while (pool->low_free < pool->high && pool->refs[pool->low_free])
-        pool->low_free++;
+    skip_used(pool);
+}
+
+bool nkv_pool_take_run(struct nkv_pool *pool, uint32_t n, uint32_t *first_out)
+{
+    uint32_t at = find_run(pool, n);
+
+    if (at == pool->n)
+        return false;
+    for (uint32_t i = 0; i < n; i++)
+        nkv_pool_claim(pool, at + i);
+    *first_out = at;
+    return true;
+}
+
+void nkv_pool_claim(struct nkv_pool *pool, uint32_t thing)
+{
+    pool->n_used += pool->refs[thing] == 0;
+    pool->refs[thing]++;
+    if (thing >= pool->high)
+        pool->high = thing + 1;
+    skip_used(pool);
 }
 
 void nkv_pool_share(struct nkv_pool *pool, uint32_t thing)
@@ -74,9 +100,14 @@ void nkv_pool_drop(struct nkv_pool *pool, uint32_t thing)
         pool->low_free = thing;
 }
 
+uint32_t nkv_pool_refs(const struct nkv_pool *pool, uint32_t thing)
+{
+    return pool->refs[thing] & ~HOLDS_DATA;
+}
+
 bool nkv_pool_is_shared(const struct nkv_pool *pool, uint32_t thing)
 {
-    return (pool->refs[thing] & ~HOLDS_DATA) > 1;
+    return nkv_pool_refs(pool, thing) > 1;
 }
 
 void nkv_pool_mark(struct nkv_pool *pool, uint32_t thing, bool holds_data)

@@ -21,9 +21,14 @@ void nkv_pool_close(struct nkv_pool *pool);
 
 /* Takes n things with one reference each, consecutive where possible. pre: n <= pool->n - pool->n_used. */
 void nkv_pool_take(struct nkv_pool *pool, uint32_t n, uint32_t *things_out);
+/* Takes n consecutive things. returns: whether there were so many. */
+bool nkv_pool_take_run(struct nkv_pool *pool, uint32_t n, uint32_t *first_out);
+/* One more reference, also to a free thing, which is then taken. */
+void nkv_pool_claim(struct nkv_pool *pool, uint32_t thing);
 void nkv_pool_share(struct nkv_pool *pool, uint32_t thing);
 /* Drops one reference; the last one frees. */
 void nkv_pool_drop(struct nkv_pool *pool, uint32_t thing);
+uint32_t nkv_pool_refs(const struct nkv_pool *pool, uint32_t thing);
 bool nkv_pool_is_shared(const struct nkv_pool *pool, uint32_t thing);
 /* Says whether a thing holds data (for resident_bytes). */
 void nkv_pool_mark(struct nkv_pool *pool, uint32_t thing, bool holds_data);

@@ -24,38 +24,54 @@ static uint32_t chunks_of(uint32_t n_full_pages)
     return n_full_pages / NKV_DIGEST_CHUNK_PAGES + (n_full_pages % NKV_DIGEST_CHUNK_PAGES != 0);
 }
 
+/* What a new sequence does not take because another gives it. */
+struct kept {
+    uint32_t n_slots, n_chunks;
+};
+
+static struct kept kept_of_fork(const struct nkv_store *store, uint16_t flags, uint32_t n_tokens)
+{
+    uint32_t n_full = n_tokens / store->shape.page_tokens;
+
+    return (struct kept){flags & NKV_NO_PAGES ? 0 : n_full,
+                         flags & NKV_NO_DIGEST ? 0 : n_full / NKV_DIGEST_CHUNK_PAGES};
+}
+
 /*
- * A sequence whose own slots and chunks are taken, those of the first n_shared_tokens tokens left out. One allocation;
- * room is checked before it, so that an absurd length is refused without allocating its tables.
+ * A sequence whose slots and chunks behind those kept are taken. One allocation; room is checked before it, so that an
+ * absurd length is refused without allocating its tables.
  */
-static int seq_new(struct nkv_store *store, struct nkv_kv_seq head, uint32_t n_shared_tokens,
-                   struct nkv_kv_seq **seq_out)
+static int seq_new(struct nkv_store *store, struct nkv_kv_seq head, struct kept kept, struct nkv_kv_seq **seq_out)
 {
     struct nkv_kv_seq *seq = NULL;
-    uint32_t n_layers = store->shape.n_layers, n_shared = n_shared_tokens / store->shape.page_tokens;
-    uint32_t n_shared_chunks = n_shared / NKV_DIGEST_CHUNK_PAGES;
+    uint32_t n_layers = store->shape.n_layers;
     size_t n_words;
+    int status;
 
     head.n_pages = pages_of(store, head.max_tokens);
     head.n_slots = head.flags & NKV_NO_PAGES ? 1 : head.n_pages;
     head.n_chunks = nkv_seq_has_digests(&head) ? chunks_of(head.max_tokens / store->shape.page_tokens) : 0;
-    if (head.flags & NKV_NO_PAGES)
-        n_shared = 0;
-    if (head.n_chunks == 0)
-        n_shared_chunks = 0;
-    TRY(nkv_store_charge(store, head.n_slots - n_shared, head.n_chunks - n_shared_chunks));
+    TRY(nkv_store_charge(store, head.n_slots - kept.n_slots, head.n_chunks - kept.n_chunks));
     TRY(nkv_store_table_reserve(store));
     n_words = (size_t)head.n_slots + head.n_chunks + 2 * (size_t)n_layers;
+    if (nkv_seq_is_published(&head) && !store->image)
+        n_words += head.max_tokens;
     TRY(nkv_alloc(1, sizeof head + sizeof(uint32_t) * n_words, &seq));
     *seq = head;
     seq->slots = (uint32_t *)(seq + 1);
     seq->chunks = seq->slots + seq->n_slots;
     seq->lengths = seq->chunks + seq->n_chunks;
     seq->held = head.flags & NKV_NO_PAGES ? seq->lengths + n_layers : NULL;
+    seq->tokens = nkv_seq_is_published(seq) ? seq->lengths + 2 * n_layers : NULL;
     for (uint32_t layer = 0; seq->held && layer < n_layers; layer++)
         seq->held[layer] = NKV_PAGE_NONE;
-    nkv_pool_take(&store->slot_pool, seq->n_slots - n_shared, seq->slots + n_shared);
-    nkv_pool_take(&store->chunk_pool, seq->n_chunks - n_shared_chunks, seq->chunks + n_shared_chunks);
+    status = nkv_image_reserve(store, seq);
+    if (status < 0) {
+        nkv_free(seq);
+        return status;
+    }
+    nkv_pool_take(&store->slot_pool, seq->n_slots - kept.n_slots, seq->slots + kept.n_slots);
+    nkv_pool_take(&store->chunk_pool, seq->n_chunks - kept.n_chunks, seq->chunks + kept.n_chunks);
     *seq_out = seq;
     return 0;
 }
@@ -97,9 +113,10 @@ int nkv_store_seq_open(struct nkv_store *store, uint64_t key, uint32_t max_token
 
     TRY(check_new(store, key, max_tokens));
     TRY(check_flags(store, max_tokens, flags));
-    TRY(seq_new(store, head, 0, &seq));
+    TRY(seq_new(store, head, (struct kept){0}, &seq));
     if (flags & NKV_SLOTS)
         clear_slots(store, seq);
+    nkv_image_enter(store, seq);
     nkv_store_table_insert(store, seq);
     return 0;
 }
@@ -114,14 +131,23 @@ static int find(const struct nkv_store *store, uint64_t key, struct nkv_kv_seq *
     return 0;
 }
 
-static void close_seq(struct nkv_store *store, struct nkv_kv_seq *seq)
+void nkv_store_free_seq(struct nkv_store *store, struct nkv_kv_seq *seq)
 {
+    nkv_image_forget(store, seq);
     nkv_store_table_remove(store, seq->key);
     for (uint32_t i = 0; i < seq->n_slots; i++)
         nkv_pool_drop(&store->slot_pool, seq->slots[i]);
     for (uint32_t i = 0; i < seq->n_chunks; i++)
         nkv_pool_drop(&store->chunk_pool, seq->chunks[i]);
     nkv_free(seq);
+}
+
+static void close_seq(struct nkv_store *store, struct nkv_kv_seq *seq)
+{
+    if (nkv_seq_is_published(seq))
+        nkv_store_detach(store, seq);
+    else
+        nkv_store_free_seq(store, seq);
 }
 
 int nkv_store_seq_close(struct nkv_store *store, uint64_t key)
@@ -133,18 +159,66 @@ int nkv_store_seq_close(struct nkv_store *store, uint64_t key)
     return 0;
 }
 
-/* Removing an entry may bring one that comes later in the table into its place, so a place is left only when it holds
- * nobody of this owner. */
+/* Removing an entry moves others, also to places that were passed, so the search begins anew. */
+uint32_t nkv_store_close_where(struct nkv_store *store,
+                               bool (*is_one)(const struct nkv_store *store, uint32_t owner, uint32_t arg),
+                               uint32_t arg)
+{
+    uint32_t n = 0, i = 0;
+
+    while (i < 1u << store->table_shift) {
+        if (!store->table[i] || !is_one(store, (uint32_t)(store->table[i]->key >> 32), arg)) {
+            i++;
+            continue;
+        }
+        close_seq(store, store->table[i]);
+        n++;
+        i = 0;
+    }
+    return n;
+}
+
+static bool is_owner(const struct nkv_store *store, uint32_t owner, uint32_t wanted)
+{
+    (void)store;
+    return owner == wanted;
+}
+
 uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner)
 {
-    uint32_t n = 0;
+    return nkv_store_close_where(store, is_owner, owner);
+}
 
-    for (uint32_t i = 0; i < 1u << store->table_shift; i++)
-        while (store->table[i] && store->table[i]->key >> 32 == owner) {
-            close_seq(store, store->table[i]);
-            n++;
-        }
-    return n;
+void nkv_store_rekey(struct nkv_store *store, struct nkv_kv_seq *seq, uint64_t key)
+{
+    nkv_store_table_remove(store, seq->key);
+    seq->key = key;
+    seq->id = (uint32_t)key;
+    nkv_store_table_insert(store, seq);
+    nkv_image_rekey(store, seq);
+}
+
+int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct nkv_kv_seq head, const uint32_t *ids,
+                         uint32_t n_ids, struct nkv_kv_seq **seq_out)
+{
+    struct nkv_kv_seq *seq;
+
+    head.flags = old->flags;
+    TRY(seq_new(store, head, (struct kept){old->n_slots, old->n_chunks}, &seq));
+    memcpy(seq->slots, old->slots, old->n_slots * sizeof *seq->slots);
+    memcpy(seq->chunks, old->chunks, old->n_chunks * sizeof *seq->chunks);
+    memcpy(seq->lengths, old->lengths, store->shape.n_layers * sizeof *seq->lengths);
+    if (old->tokens)
+        memcpy(seq->tokens, old->tokens, old->max_tokens * sizeof *seq->tokens);
+    if (n_ids)
+        memcpy(seq->tokens, ids, n_ids * sizeof *seq->tokens);
+    nkv_image_enter(store, seq);
+    nkv_image_drop_blocks(store, old->place);
+    nkv_store_table_remove(store, old->key);
+    nkv_free(old);
+    nkv_store_table_insert(store, seq);
+    *seq_out = seq;
+    return 0;
 }
 
 static void copy_slot(struct nkv_store *store, uint32_t from, uint32_t to)
@@ -152,6 +226,7 @@ static void copy_slot(struct nkv_store *store, uint32_t from, uint32_t to)
     for (uint32_t layer = 0; layer < store->shape.n_layers; layer++)
         memcpy(nkv_store_frame(store, layer, to), nkv_store_frame(store, layer, from), store->frame_bytes);
     nkv_pool_mark(&store->slot_pool, to, true);
+    nkv_image_touch_slot(store, to);
 }
 
 /* The digests of the first n_pages pages of a chunk. */
@@ -162,6 +237,7 @@ static void copy_chunk(struct nkv_store *store, uint32_t from, uint32_t to, uint
             memcpy(nkv_store_run(store, to, layer, head), nkv_store_run(store, from, layer, head),
                    n_pages * store->digest_bytes);
     nkv_pool_mark(&store->chunk_pool, to, true);
+    nkv_image_touch_chunk(store, to);
 }
 
 static int check_fork(const struct nkv_store *store, const struct nkv_kv_seq *parent, uint32_t n_tokens,
@@ -223,8 +299,9 @@ int nkv_store_seq_fork(struct nkv_store *store, uint64_t key, uint64_t parent_ke
     TRY(find(store, parent_key, &parent));
     TRY(check_fork(store, parent, n_tokens, max_tokens));
     head.flags = parent->flags;
-    TRY(seq_new(store, head, n_tokens, &seq));
+    TRY(seq_new(store, head, kept_of_fork(store, head.flags, n_tokens), &seq));
     fork_data(store, parent, seq, n_tokens);
+    nkv_image_enter(store, seq);
     nkv_store_table_insert(store, seq);
     return 0;
 }
@@ -311,30 +388,70 @@ static uint32_t longest_layer(const struct nkv_store *store, const struct nkv_kv
     return longest;
 }
 
+uint32_t nkv_seq_shortest_layer(const struct nkv_store *store, const struct nkv_kv_seq *seq)
+{
+    uint32_t shortest = UINT32_MAX;
+
+    for (uint32_t layer = 0; layer < store->shape.n_layers; layer++)
+        if (seq->lengths[layer] < shortest)
+            shortest = seq->lengths[layer];
+    return shortest;
+}
+
+/* Cuts what the tables say; the data and the image follow. */
+static void cut(const struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t n_tokens)
+{
+    for (uint32_t layer = 0; layer < store->shape.n_layers; layer++) {
+        if (seq->lengths[layer] <= n_tokens)
+            continue;
+        seq->lengths[layer] = n_tokens;
+        if (seq->held && n_tokens % store->shape.page_tokens == 0)
+            seq->held[layer] = NKV_PAGE_NONE;
+    }
+}
+
 int nkv_store_seq_truncate(struct nkv_store *store, uint64_t key, uint32_t n_tokens)
 {
     struct nkv_kv_seq *seq = NULL;
-    uint32_t n_full = n_tokens / store->shape.page_tokens;
+    struct nkv_image_place before;
+    uint32_t n_full = n_tokens / store->shape.page_tokens, n_slots, n_chunks;
     bool open = n_tokens % store->shape.page_tokens != 0;
 
     TRY(find(store, key, &seq));
     TRY(check_truncate(store, seq, n_tokens));
     if (longest_layer(store, seq) <= n_tokens)
         return 0;
-    TRY(nkv_store_charge(
-        store, seq->held ? 0 : count_shared(&store->slot_pool, seq->slots, n_full, seq->n_slots),
-        count_shared(&store->chunk_pool, seq->chunks, n_full / NKV_DIGEST_CHUNK_PAGES, seq->n_chunks)));
+    n_slots = seq->held ? 0 : count_shared(&store->slot_pool, seq->slots, n_full, seq->n_slots);
+    n_chunks = count_shared(&store->chunk_pool, seq->chunks, n_full / NKV_DIGEST_CHUNK_PAGES, seq->n_chunks);
+    TRY(nkv_store_charge(store, n_slots, n_chunks));
+    before = seq->place;
+    if (n_slots + n_chunks)
+        TRY(nkv_image_renew(store, seq));
     if (!seq->held)
         own_slots(store, seq, n_full, open);
     own_chunks(store, seq, n_full);
-    for (uint32_t layer = 0; layer < store->shape.n_layers; layer++) {
-        if (seq->lengths[layer] <= n_tokens)
-            continue;
-        seq->lengths[layer] = n_tokens;
-        if (seq->held && !open)
-            seq->held[layer] = NKV_PAGE_NONE;
+    cut(store, seq, n_tokens);
+    if (n_slots + n_chunks) {
+        nkv_image_enter(store, seq);
+        nkv_image_drop_blocks(store, before);
+        return 0;
     }
+    for (uint32_t layer = 0; layer < store->shape.n_layers; layer++)
+        nkv_image_commit(store, seq, layer);
     return 0;
+}
+
+/* Pages and chunks that hold data now, and their checksums. */
+static void mark_pages(struct nkv_store *store, const struct nkv_kv_seq *seq, uint32_t layer, uint32_t before,
+                       uint32_t after)
+{
+    uint32_t page_tokens = store->shape.page_tokens, page0 = before / page_tokens, full_end = after / page_tokens;
+
+    for (uint32_t page = page0; page <= (after - 1) / page_tokens; page++) {
+        nkv_pool_mark(&store->slot_pool, seq->slots[page], true);
+        nkv_image_touch_slot(store, seq->slots[page]);
+    }
+    nkv_image_seal(store, seq, layer, page0, full_end);
 }
 
 void nkv_store_extend(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t layer, uint32_t n_tokens,
@@ -349,11 +466,14 @@ void nkv_store_extend(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t 
         seq->held[layer] = with_pages ? (after - 1) / page_tokens : NKV_PAGE_NONE;
     if (seq->held && with_pages)
         nkv_pool_mark(&store->slot_pool, seq->slots[0], true);
-    for (uint32_t page = before / page_tokens; !seq->held && page <= (after - 1) / page_tokens; page++)
-        nkv_pool_mark(&store->slot_pool, seq->slots[page], true);
-    if (!seq->n_chunks || after / page_tokens == before / page_tokens)
-        return;
-    for (uint32_t i = before / page_tokens / NKV_DIGEST_CHUNK_PAGES;
-         i <= (after / page_tokens - 1) / NKV_DIGEST_CHUNK_PAGES; i++)
-        nkv_pool_mark(&store->chunk_pool, seq->chunks[i], true);
+    if (!seq->held)
+        mark_pages(store, seq, layer, before, after);
+    if (seq->n_chunks && after / page_tokens != before / page_tokens)
+        for (uint32_t i = before / page_tokens / NKV_DIGEST_CHUNK_PAGES;
+             i <= (after / page_tokens - 1) / NKV_DIGEST_CHUNK_PAGES; i++) {
+            nkv_pool_mark(&store->chunk_pool, seq->chunks[i], true);
+            nkv_image_touch_chunk(store, seq->chunks[i]);
+        }
+    nkv_image_record_pages(store, seq, UINT32_MAX);
+    nkv_image_commit(store, seq, layer);
 }

@@ -7,7 +7,7 @@
  * split, and only touched memory is real. A buddy allocator over one range was rejected: pages and chunks of odd sizes
  * would fragment it, and the kernel's page tables already do this job.
  */
-#include "kv/store_private.h"
+#include "kv/image.h"
 
 #define EXTENT_STREAM_BYTES ((size_t)256 << 10) /* of one layer in one extent: long enough to prefetch */
 #define MAX_EXTENT_SHIFT    16u
@@ -22,12 +22,20 @@ static uint32_t pool_size(uint64_t capacity_bytes, uint64_t thing_bytes)
     return n < MAX_POOL ? (uint32_t)n : MAX_POOL;
 }
 
+uint32_t nkv_store_extent_shift(size_t frame_bytes)
+{
+    uint32_t shift = 0;
+
+    while ((frame_bytes << shift) < EXTENT_STREAM_BYTES && shift < MAX_EXTENT_SHIFT)
+        shift++;
+    return shift;
+}
+
 static int map_memory(struct nkv_store *store, uint32_t n_slots, uint32_t n_chunks)
 {
     size_t n_extents, extent_bytes, slots_bytes, chunks_bytes, bytes;
 
-    while ((store->frame_bytes << store->extent_shift) < EXTENT_STREAM_BYTES && store->extent_shift < MAX_EXTENT_SHIFT)
-        store->extent_shift++;
+    store->extent_shift = nkv_store_extent_shift(store->frame_bytes);
     n_extents = ((size_t)n_slots >> store->extent_shift) + 1;
     extent_bytes = store->page_bytes << store->extent_shift;
     chunks_bytes = n_chunks * store->chunk_bytes;
@@ -36,39 +44,29 @@ static int map_memory(struct nkv_store *store, uint32_t n_slots, uint32_t n_chun
         FAIL(NKV_ENOMEM, "a capacity of %llu bytes is more than this machine can address",
              (unsigned long long)store->capacity_bytes);
     TRY(nkv_region_open(bytes, &store->memory));
-    store->chunks = (char *)store->memory.base + nkv_round_up(slots_bytes, CHUNK_ALIGN);
+    store->frames = store->memory.base;
+    store->chunks = store->frames + nkv_round_up(slots_bytes, CHUNK_ALIGN);
     return 0;
+}
+
+int nkv_store_open_tables(struct nkv_store *store, uint32_t n_slots, uint32_t n_chunks)
+{
+    TRY(nkv_pool_open(n_slots, &store->slot_pool));
+    TRY(nkv_pool_open(n_chunks, &store->chunk_pool));
+    store->table_shift = FIRST_TABLE_SHIFT;
+    return nkv_alloc((size_t)1 << FIRST_TABLE_SHIFT, sizeof(struct nkv_kv_seq *), &store->table);
 }
 
 static int open_parts(struct nkv_store *store)
 {
     uint32_t n_slots = pool_size(store->capacity_bytes, store->page_bytes);
     uint32_t n_chunks = pool_size(store->capacity_bytes, store->chunk_bytes);
-    int status;
 
     if (n_slots == 0)
         FAIL(NKV_EINVAL, "capacity is %llu bytes: one page of this shape takes %zu",
              (unsigned long long)store->capacity_bytes, store->page_bytes);
     TRY(map_memory(store, n_slots, n_chunks));
-    status = nkv_pool_open(n_slots, &store->slot_pool);
-    if (status < 0)
-        goto unmap;
-    status = nkv_pool_open(n_chunks, &store->chunk_pool);
-    if (status < 0)
-        goto close_slots;
-    store->table_shift = FIRST_TABLE_SHIFT;
-    status = nkv_alloc((size_t)1 << FIRST_TABLE_SHIFT, sizeof(struct nkv_kv_seq *), &store->table);
-    if (status < 0)
-        goto close_chunks;
-    return 0;
-
-close_chunks:
-    nkv_pool_close(&store->chunk_pool);
-close_slots:
-    nkv_pool_close(&store->slot_pool);
-unmap:
-    nkv_region_close(&store->memory);
-    return status;
+    return nkv_store_open_tables(store, n_slots, n_chunks);
 }
 
 int nkv_store_open(const struct nkv_kv_shape *shape, uint64_t capacity_bytes, struct nkv_store **store_out)
@@ -80,37 +78,58 @@ int nkv_store_open(const struct nkv_kv_shape *shape, uint64_t capacity_bytes, st
     TRY(nkv_alloc(1, sizeof *store, &store));
     nkv_store_size(shape, store);
     store->capacity_bytes = capacity_bytes;
+    store->clients = store->own_clients;
     status = open_parts(store);
     if (status < 0) {
-        nkv_free(store);
+        nkv_store_free(store);
         return status;
     }
     *store_out = store;
     return 0;
 }
 
-void nkv_store_close(struct nkv_store *store)
+void nkv_store_free(struct nkv_store *store)
 {
-    if (!store)
-        return;
-    for (uint32_t i = 0; i < 1u << store->table_shift; i++)
+    for (uint32_t i = 0; store->table && i < 1u << store->table_shift; i++)
         nkv_free(store->table[i]);
     nkv_free(store->table);
     nkv_pool_close(&store->chunk_pool);
     nkv_pool_close(&store->slot_pool);
+    nkv_image_close(store);
     nkv_region_close(&store->memory);
     nkv_free(store);
 }
 
+void nkv_store_close(struct nkv_store *store)
+{
+    if (!store)
+        return;
+    if (store->image)
+        nkv_image_close_clean(store);
+    nkv_store_free(store);
+}
+
 void nkv_store_memory(const struct nkv_store *store, void **base_out, size_t *bytes_out)
 {
-    *base_out = store->memory.base;
-    *bytes_out = store->memory.bytes;
+    const struct nkv_region *memory = store->image ? &store->image->memory : &store->memory;
+
+    *base_out = memory->base;
+    *bytes_out = memory->bytes;
 }
 
 const struct nkv_kv_shape *nkv_store_shape(const struct nkv_store *store)
 {
     return &store->shape;
+}
+
+uint64_t nkv_store_capacity(const struct nkv_store *store)
+{
+    return store->capacity_bytes;
+}
+
+uint32_t nkv_store_n_lost(const struct nkv_store *store)
+{
+    return store->n_lost;
 }
 
 uint32_t nkv_store_max_pages(const struct nkv_store *store)

@@ -32,24 +32,48 @@
 
 struct nkv_store;
 
+/* Where the state of a sequence lies in an image (kv/image.h). */
+struct nkv_image_place {
+    uint32_t root, block, n_blocks; /* root NKV_PAGE_NONE: not in the image */
+    uint32_t birth, n_recorded;     /* pages that have a record */
+};
+
 /* A sequence, as the device reads it. The store alone writes it. */
 struct nkv_kv_seq {
     uint64_t key; /* owner << 32 | id */
     uint32_t id;
     uint16_t flags; /* NKV_NO_DIGEST, NKV_NO_PAGES, NKV_SLOTS or 0 */
     uint32_t max_tokens;
-    uint32_t n_pages;  /* page ids 0 .. n_pages-1 exist */
-    uint32_t n_slots;  /* entries of slots: n_pages, NKV_NO_PAGES: 1 */
-    uint32_t n_chunks; /* entries of chunks */
-    uint32_t *slots;   /* page id -> slot; NKV_NO_PAGES: the one slot */
-    uint32_t *chunks;  /* page id / NKV_DIGEST_CHUNK_PAGES -> chunk */
-    uint32_t *lengths; /* [n_layers] tokens */
-    uint32_t *held;    /* NKV_NO_PAGES: [n_layers] the page that the slot holds or NKV_PAGE_NONE; else NULL */
+    uint32_t n_pages;         /* page ids 0 .. n_pages-1 exist */
+    uint32_t n_slots;         /* entries of slots: n_pages, NKV_NO_PAGES: 1 */
+    uint32_t n_chunks;        /* entries of chunks */
+    uint32_t *slots;          /* page id -> slot; NKV_NO_PAGES: the one slot */
+    uint32_t *chunks;         /* page id / NKV_DIGEST_CHUNK_PAGES -> chunk */
+    uint32_t *lengths;        /* [n_layers] tokens */
+    uint32_t *held;           /* NKV_NO_PAGES: [n_layers] the page that the slot holds or NKV_PAGE_NONE; else NULL */
+    struct nkv_seq_name name; /* of a published sequence; all 0: it is not */
+    uint32_t *tokens;         /* published: [max_tokens] ids; else NULL */
+    struct nkv_image_place place;
 };
+
+/* A client as the table of clients holds it; number 0: the entry is free. */
+struct nkv_kv_client {
+    uint64_t id;
+    uint32_t number, reserved;
+};
+#define NKV_STORE_CLIENTS 64u
+
+/* The owner of published sequences that no client has; their ids are the store's choice. */
+#define NKV_OWNER_NONE UINT32_MAX
 
 static inline uint64_t nkv_seq_key(uint32_t owner, uint32_t id)
 {
     return (uint64_t)owner << 32 | id;
+}
+
+static inline bool nkv_seq_is_published(const struct nkv_kv_seq *seq)
+{
+    return seq->name.name[0] != '\0';
 }
 
 /* Where one page of one layer and KV head lies. */
@@ -65,6 +89,41 @@ struct nkv_page_view {
 int nkv_store_open(const struct nkv_kv_shape *shape, uint64_t capacity_bytes, struct nkv_store **store_out);
 void nkv_store_close(struct nkv_store *store);
 
+/* Memory that outlives the process. */
+struct nkv_image_options {
+    const char *path;
+    bool is_dax;    /* a DAX device; else a file */
+    uint64_t bytes; /* of a file to create; 0: it must exist */
+    bool format;    /* make a new image, whatever is there */
+};
+/*
+ * Opens the store in an image: what it held is there again, every sequence with the tokens that all its layers had
+ * committed. An image that was never used is given the shape; one of another shape that holds no sequence is made anew.
+ * After a crash of the whole system (it was not closed, and the system was started since) every page is compared with
+ * its checksum, and sequences are cut before the first that differs.
+ * returns: 0; NKV_ENOENT: no such file, and no size; NKV_EINVAL; NKV_ESTATE: in use, or it holds sequences of another
+ * shape; NKV_EFORMAT: damaged, or not an image; NKV_ENOTSUP: another version; NKV_ENOSPC; NKV_EIO; NKV_ENOMEM. After a
+ * failure the image is as it was.
+ */
+int nkv_store_open_image(const struct nkv_kv_shape *shape, const struct nkv_image_options *options,
+                         struct nkv_store **store_out);
+/* The shape of the sequences that an image holds. returns: 1; 0: it holds none, or is still to be created; else as
+ * nkv_store_open_image. */
+int nkv_image_peek(const struct nkv_image_options *options, struct nkv_kv_shape *shape_out);
+/*
+ * Looks at an image that nobody uses; say (may be NULL) gets one line per problem. Nothing is changed.
+ * returns: 0, also with problems; NKV_ENOENT: none there; else as nkv_store_open_image.
+ */
+int nkv_image_check(const struct nkv_image_options *options, void (*say)(void *arg, const char *line), void *arg,
+                    struct nkv_memory_report *report_out);
+/* Sequences that were in the image but could not be read after a crash of the system. */
+uint32_t nkv_store_n_lost(const struct nkv_store *store);
+/* Writes an image to where it survives a crash of the system; blocks. Any other store: does nothing. returns: 0,
+ * NKV_EIO. */
+int nkv_store_sync(struct nkv_store *store);
+
+/* Of pages and digests. */
+uint64_t nkv_store_capacity(const struct nkv_store *store);
 /* The region, for binding it to a NUMA node before it is touched. */
 void nkv_store_memory(const struct nkv_store *store, void **base_out, size_t *bytes_out);
 const struct nkv_kv_shape *nkv_store_shape(const struct nkv_store *store);
@@ -81,7 +140,7 @@ void nkv_store_stat(const struct nkv_store *store, struct nkv_device_stat *stat_
 struct nkv_kv_seq *nkv_store_find(const struct nkv_store *store, uint64_t key);
 /* See NKV_OP_SEQ_OPEN. returns: 0, NKV_EINVAL, NKV_ENOSPC, NKV_ENOMEM. */
 int nkv_store_seq_open(struct nkv_store *store, uint64_t key, uint32_t max_tokens, uint16_t flags);
-/* returns: 0 or NKV_ENOENT. */
+/* A published sequence is only detached. returns: 0 or NKV_ENOENT. */
 int nkv_store_seq_close(struct nkv_store *store, uint64_t key);
 /* Closes every sequence of one owner. returns: how many. */
 uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner);
@@ -96,6 +155,42 @@ int nkv_store_seq_truncate(struct nkv_store *store, uint64_t key, uint32_t n_tok
  */
 void nkv_store_extend(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t layer, uint32_t n_tokens,
                       bool with_pages);
+
+/* ---- Published sequences (named.c). State after a failure: unchanged. ---- */
+
+/* returns: 0, or NKV_EINVAL saying what is wrong with a name. */
+int nkv_seq_name_check(const struct nkv_seq_name *name);
+/* See NKV_OP_SEQ_PUBLISH. returns: 0, NKV_EINVAL, NKV_ENOENT, NKV_ESTATE, NKV_ENOSPC, NKV_ENOMEM. */
+int nkv_store_publish(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, const uint32_t *ids,
+                      uint32_t n_ids);
+/* See NKV_OP_SEQ_OPEN with NKV_NAMED. returns: tokens, NKV_EINVAL, NKV_ENOENT, NKV_EFORMAT, NKV_ESTATE, NKV_ENOSPC,
+ * NKV_ENOMEM. */
+int nkv_store_attach(struct nkv_store *store, uint64_t key, const struct nkv_seq_name *name, uint32_t max_tokens);
+/* See NKV_OP_SEQ_CLOSE with NKV_NAMED: frees a published sequence. returns: 0, NKV_ENOENT, NKV_EINVAL: not published.
+ */
+int nkv_store_remove(struct nkv_store *store, uint64_t key);
+/* The key of a published sequence. returns: 0, NKV_ENOENT, NKV_EFORMAT: it is of another model. */
+int nkv_store_find_named(const struct nkv_store *store, const struct nkv_seq_name *name, uint64_t *key_out);
+/* Sets the ids of n tokens of a published sequence. pre: pos + n <= max_tokens. */
+void nkv_store_put_ids(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t pos, const uint32_t *ids, uint32_t n);
+/* See NKV_OP_SEQ_LIST. returns: how many were described. */
+uint32_t nkv_store_list(const struct nkv_store *store, uint32_t first, uint32_t n, const uint32_t *tokens,
+                        uint32_t n_tokens, struct nkv_seq_info *infos_out);
+
+/* ---- Clients (clients.c). State after a failure: unchanged. ---- */
+
+/* The number of the client of that id; 0: none. */
+uint32_t nkv_store_client_find(const struct nkv_store *store, uint64_t id);
+/* returns: 0; NKV_EINVAL: number is 0, NKV_OWNER_NONE or taken; NKV_ENOSPC: there are NKV_STORE_CLIENTS. */
+int nkv_store_client_add(struct nkv_store *store, uint32_t number, uint64_t id);
+/* Of a number that nobody has: does nothing. The sequences stay: close them before. */
+void nkv_store_client_remove(struct nkv_store *store, uint32_t number);
+/* returns: how many there are. */
+uint32_t nkv_store_client_numbers(const struct nkv_store *store, uint32_t numbers_out[NKV_STORE_CLIENTS]);
+/* Closes the sequences of owners that are not in the table. */
+void nkv_store_close_strangers(struct nkv_store *store);
+/* What closing all sequences of an owner would free, and how many there are. returns: 0, NKV_ENOMEM. */
+int nkv_store_owner_usage(const struct nkv_store *store, uint32_t owner, uint64_t *bytes_out, uint32_t *n_out);
 
 /* ---- Data. pre: layer, page, kv_head in range; the sequence has what is asked for. ---- */
 

@@ -396,7 +396,8 @@ static int run_step(struct nkv_decoder *d, uint32_t n_items, uint32_t n_rows, co
 }
 
 /* Item i takes rows `row` .. row + n - 1. */
-static void set_item(struct nkv_decoder *d, uint32_t i, struct nkv_seq *seq, uint32_t row, uint32_t n)
+static int set_item(struct nkv_decoder *d, uint32_t i, struct nkv_seq *seq, const int32_t *tokens, uint32_t row,
+                    uint32_t n)
 {
     const size_t nq = nkv_q_rows(&d->model->info), nkv = nkv_kv_rows(&d->model->info);
     const uint32_t position = nkv_seq_length(seq);
@@ -409,6 +410,7 @@ static void set_item(struct nkv_decoder *d, uint32_t i, struct nkv_seq *seq, uin
                                            .out = d->attended + row * nq};
     for (uint32_t t = 0; t < n; t++)
         d->positions[row + t] = position + t;
+    return nkv_seq_note_tokens(seq, tokens, n);
 }
 
 static int check_tokens(const struct nkv_decoder *d, const int32_t *tokens, size_t n)
@@ -440,7 +442,7 @@ static int logits_of(struct nkv_decoder *d, uint32_t first_row, uint32_t n_rows,
 
 static int prefill_chunk(struct nkv_decoder *d, struct nkv_seq *seq, const int32_t *tokens, uint32_t n)
 {
-    set_item(d, 0, seq, 0, n);
+    TRY(set_item(d, 0, seq, tokens, 0, n));
     TRY(run_step(d, 1, n, tokens));
     if (nkv_seq_status(seq) < 0)
         FAIL(nkv_seq_status(seq), "%s", nkv_seq_error(seq));
@@ -483,7 +485,7 @@ int nkv_decode(struct nkv_decoder *d, struct nkv_seq *const *seqs, const int32_t
     TRY(check_tokens(d, tokens, n_seqs));
     d->times = (struct nkv_decode_times){0};
     for (uint32_t i = 0; i < n_seqs; i++)
-        set_item(d, i, seqs[i], i, 1);
+        TRY(set_item(d, i, seqs[i], tokens + i, i, 1));
     TRY(run_step(d, n_seqs, n_seqs, tokens));
     TRY(logits_of(d, 0, n_seqs, logits_out));
     for (uint32_t i = 0; i < n_seqs; i++)

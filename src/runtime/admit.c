@@ -220,8 +220,11 @@ int seq_place(struct nkv_context *context, struct nkv_seq *seq)
         status = free_bytes(&context->ports[i], &context->free_bytes[i]);
         if (status < 0 && status != NKV_EDEVICE)
             return status;
-        if (status < 0) /* it is gone: it has no room */
+        if (status < 0) { /* it is gone: it has no room */
             gone = status;
+            if (context->ports[i].status == 0)
+                port_fail(context, &context->ports[i], status, nkv_last_error());
+        }
         if (context->free_bytes[i] > most)
             most = context->free_bytes[i];
     }

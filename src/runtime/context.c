@@ -119,6 +119,8 @@ void nkv_context_close(struct nkv_context *context)
         nkv_free(context->lanes[i].plan);
         nkv_free(context->lanes[i].window_used);
     }
+    for (uint32_t i = 0; context->ports && i < context->n_ports; i++)
+        nkv_free(context->ports[i].orphans);
     nkv_free(context->ports);
     nkv_free(context->free_bytes);
     nkv_free(context->scratch);

@@ -72,6 +72,7 @@ static void home_layout(const struct nkv_kv_shape *shape, const struct nkv_seq *
                                .partial_stride = nkv_partial_layout(shape, block_tokens).bytes,
                                .select_stride = select_bytes(seq, method)};
     at->kv = take(&at->bytes, 2 * rows_bytes(shape, n_tokens, shape->n_kv_heads));
+    at->ids = take(&at->bytes, n_tokens * sizeof *seq->ids); /* sessions use it */
     at->select = take(&at->bytes, n_blocks * at->select_stride);
     if (method == METHOD_PNG || method == METHOD_PNG_SAME_STEP)
         at->resident = take(&at->bytes, seq->n_units * nkv_list_stride(seq->n_slots));
@@ -151,13 +152,44 @@ static void lane_bytes(const struct nkv_context *context, const struct lane_need
 {
     const struct nkv_kv_shape *shape = &context->shape;
     uint64_t n_works = context->options.max_batch, n_tokens = context->options.max_tokens;
-    uint64_t token_bytes = rows_bytes(shape, 1, 2 * shape->n_kv_heads + 2 * shape->n_heads) + 8u * shape->n_heads;
+    uint64_t token_bytes = rows_bytes(shape, 1, 2 * shape->n_kv_heads + 2 * shape->n_heads) + 8u * shape->n_heads +
+                           sizeof(int32_t); /* a session's id */
     uint64_t prefill = n_tokens * token_bytes + need->blocks + n_works * need->block;
 
     *home_out = max_u64(prefill + n_works * (need->home + ALIGN_SLACK), move_bytes(shape));
     *compute_out = max_u64(n_works * (need->compute + ALIGN_SLACK), move_bytes(shape));
     *home_out = (*home_out + 4095u) & ~(uint64_t)4095u;
     *compute_out = (*compute_out + 4095u) & ~(uint64_t)4095u;
+}
+
+uint64_t context_lane_bytes(const struct nkv_context *context, const struct port *port)
+{
+    uint64_t need[2];
+
+    lane_bytes(context, &context->need, &need[0], &need[1]);
+    return max_u64(need[port == context->compute], port->lane_bytes);
+}
+
+/* Maps a larger window; what lies in it is lost. */
+static int remap(struct nkv_context *context, struct port *port, uint64_t bytes, uint64_t control_bytes)
+{
+    if (context_open_tickets(context))
+        FAIL(NKV_ESTATE, "this sequence needs larger I/O windows, but a ticket is in flight: end it first");
+    context_drain(context, NULL, ANY_LAYER);
+    return port_map(port, bytes, control_bytes);
+}
+
+int context_reserve_control(struct nkv_context *context, uint64_t bytes)
+{
+    for (uint32_t i = 0; i < context->options.n_devices; i++) {
+        struct port *port = &context->ports[i];
+
+        if (port->status < 0)
+            FAIL(port->status, "%s", port->error);
+        if (port->control_bytes < bytes)
+            TRY(remap(context, port, port->lane_bytes, bytes));
+    }
+    return 0;
 }
 
 static int reserve_windows(struct nkv_context *context, const struct nkv_seq *seq)
@@ -170,12 +202,8 @@ static int reserve_windows(struct nkv_context *context, const struct nkv_seq *se
         struct port *port = &context->ports[i];
         uint64_t bytes = need[port == context->compute];
 
-        if (bytes <= port->lane_bytes)
-            continue;
-        if (context_open_tickets(context))
-            FAIL(NKV_ESTATE, "this sequence needs larger I/O windows, but a ticket is in flight: end it first");
-        context_drain(context, NULL, ANY_LAYER);
-        TRY(port_map(port, bytes));
+        if (bytes > port->lane_bytes && port->status == 0) /* one that is lost gets its window when it comes back */
+            TRY(remap(context, port, bytes, port->control_bytes));
     }
     context->need = lane;
     return 0;

@@ -137,8 +137,8 @@ static struct text text_begin(struct nkv_context *context)
 
 static void put_command(struct text *text, const struct nkv_cmd *cmd)
 {
-    static const char *const flags[] = {"per-head", "steady",    "scores",   "causal", "all-pages",
-                                        "digest",   "no-digest", "no-pages", "slots"};
+    static const char *const flags[] = {"per-head",  "steady",   "scores", "causal", "all-pages", "digest",
+                                        "no-digest", "no-pages", "slots",  "named",  "tokens"};
 
     put(text, "%s seq=%u", op_name(cmd->op), cmd->seq);
     if (cmd->op >= NKV_OP_APPEND)

@@ -5,8 +5,9 @@
  * to make room in a full queue can never start more work (which would need room).
  *
  * A queue that fails as such (submit or reap, not a command) fails everything that is in flight on it and everything
- * that is staged later; the works concerned end with that status, the other devices go on. A queue that completes what
- * is not in flight there has failed, too: `user_data` comes from a backend and is an index here.
+ * that is staged later, until it is reopened; the works concerned end with that status, the other devices go on. A
+ * queue that completes what is not in flight there has failed, too: `user_data` comes from a backend and is an index
+ * here.
  */
 #include "runtime/runtime.h"
 
@@ -17,8 +18,9 @@
 
 const char *op_name(uint8_t op)
 {
-    static const char *const names[NKV_OP_COUNT] = {"?",      "open",   "close", "fork",  "truncate", "append",
-                                                    "select", "attend", "read",  "write", "compute"};
+    static const char *const names[NKV_OP_COUNT] = {"?",       "open",    "close",  "fork", "truncate",
+                                                    "append",  "select",  "attend", "read", "write",
+                                                    "compute", "publish", "list"};
 
     return names[op < NKV_OP_COUNT ? op : 0];
 }
@@ -96,9 +98,9 @@ int port_stat(const struct port *port, struct nkv_device_stat *stat_out)
     return 0;
 }
 
-int port_map(struct port *port, uint64_t lane_bytes)
+int port_map(struct port *port, uint64_t lane_bytes, uint64_t control_bytes)
 {
-    uint64_t bytes = N_LANES * lane_bytes;
+    uint64_t bytes = N_LANES * lane_bytes + control_bytes;
     void *window;
 
     if (bytes > port->window_bytes) {
@@ -107,11 +109,11 @@ int port_map(struct port *port, uint64_t lane_bytes)
         port->window_bytes = bytes;
     }
     port->lane_bytes = lane_bytes;
+    port->control_bytes = control_bytes;
     return 0;
 }
 
-/* Completions that no device sent: its queue is out of order. */
-static void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason)
+void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason)
 {
     snprintf(port->error, sizeof port->error, "device %u (%s) is out of order: %s%s%s", port->index, port->caps.name,
              nkv_status_name(status), *reason ? ": " : "", reason);
@@ -121,6 +123,25 @@ static void port_fail(struct nkv_context *context, struct port *port, int status
     port->control_done = true;
     port->control_res = status;
     port_abandon(context, port);
+}
+
+int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape)
+{
+    struct nkv_device_caps caps = {.size = sizeof caps};
+    void *window;
+
+    TRY(port->device->ops->map(port->device, N_LANES * lane_bytes + port->control_bytes, &window));
+    port->window = window;
+    port->window_bytes = N_LANES * lane_bytes + port->control_bytes;
+    port->lane_bytes = lane_bytes;
+    TRY(port->device->ops->caps(port->device, &caps));
+    caps.name[sizeof caps.name - 1] = '\0';
+    port->caps = caps;
+    TRY(check_shape(port, shape));
+    port->status = 0;
+    port->error[0] = '\0';
+    port->epoch++;
+    return 0;
 }
 
 /* What a call that failed has to say; a message of before is not its. */

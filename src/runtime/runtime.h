@@ -30,7 +30,7 @@
 #define QUEUE_COMMANDS    256u /* what every device's queue holds at least */
 #define MAX_BLOCK_TOKENS  128u /* query tokens that share one page set in a sparse prefill */
 #define MOVE_PAGES        64u  /* digests copied per command when a compute side is brought up to date */
-#define WORK_COMMANDS     10u  /* most commands of a decode step of one sequence and layer */
+#define WORK_COMMANDS     11u  /* most commands of a decode step of one sequence and layer */
 #define CONTROL_USER_DATA UINT64_MAX
 
 struct port {
@@ -39,17 +39,22 @@ struct port {
     uint32_t index;
     uint8_t *window;
     uint64_t window_bytes, lane_bytes;
-    uint64_t n_queued; /* commands ever staged: a command's number in this queue */
+    uint64_t control_bytes; /* behind the lanes: operands of commands that port_control runs */
+    uint64_t n_queued;      /* commands ever staged: a command's number in this queue */
     uint32_t n_in_flight, n_staged;
-    int status; /* < 0: the queue itself failed; nothing is submitted any more, and why: */
+    int status; /* < 0: the queue itself failed; nothing is submitted until it is reopened, and why: */
     char error[256];
     bool control_done; /* also when none was sent */
     int control_res;
+    uint32_t epoch;    /* how often it was reopened */
+    uint32_t *orphans; /* ids that the device may hold and no sequence has */
+    uint32_t n_orphans, max_orphans;
     struct nkv_cmd staged[STAGED_COMMANDS];
 };
 
 /* What a command is for; also the order in which a lane waits. */
 enum role {
+    ROLE_IDS,          /* sessions: the ids of the tokens to the home device, before the tokens */
     ROLE_APPEND,       /* k, v to the home device */
     ROLE_MIRROR,       /* recall: k, v to the compute side */
     ROLE_SELECT,       /* on the home device; recall: on the compute side */
@@ -90,7 +95,7 @@ enum stage {
 
 /* Where the operands lie, as offsets from the work's part of a lane. */
 struct home_layout {
-    uint64_t kv, q, q_stride, partial, partial_stride, select, select_stride, resident, list, pages, bytes;
+    uint64_t kv, ids, q, q_stride, partial, partial_stride, select, select_stride, resident, list, pages, bytes;
 };
 struct compute_layout {
     uint64_t kv, q, select, open_list, open_partial, slot_list, slot_partial, write_list, pages, bytes;
@@ -139,13 +144,17 @@ struct nkv_seq {
     struct port *home;
     uint32_t id;                  /* on the home device */
     uint32_t mirror_id, slots_id; /* on the compute device; 0: none */
+    uint32_t compute_epoch;       /* of the compute device, when they were opened */
     uint32_t n_units, max_pages, budget_pages, prefill_pages, block_tokens, n_slots;
     uint32_t length;                  /* committed tokens */
     uint32_t step_tokens, next_layer; /* of the step in progress; next_layer 0: none */
     struct nkv_ticket *ticket;        /* NULL: not in flight */
     uint64_t batch;                   /* the attend call that named it last */
     uint32_t *resident;               /* [layer][unit][slot] page or NKV_PAGE_NONE */
-    uint32_t mirror_tokens;           /* that every layer of the mirror holds, unless it is stale */
+    int32_t *ids;                     /* sessions: [max_tokens of the context] of the next step; else NULL */
+    uint32_t n_ids;
+    bool removes;           /* closing frees it, published as it is */
+    uint32_t mirror_tokens; /* that every layer of the mirror holds, unless it is stale */
     bool mirror_stale;
     int status;
     char error[256];
@@ -181,8 +190,18 @@ struct nkv_context {
 int port_open(struct port *port, struct nkv_device *device, uint32_t index, const struct nkv_kv_shape *shape);
 /* What the device holds; zeros where it does not tell. */
 int port_stat(const struct port *port, struct nkv_device_stat *stat_out);
-/* Maps N_LANES times lane_bytes; nothing may be in flight. */
-int port_map(struct port *port, uint64_t lane_bytes);
+/* Maps N_LANES times lane_bytes and control_bytes; nothing may be in flight. */
+int port_map(struct port *port, uint64_t lane_bytes, uint64_t control_bytes);
+/* Where the operands of control commands lie. */
+static inline uint64_t port_control_at(const struct port *port)
+{
+    return N_LANES * port->lane_bytes;
+}
+/* After the device was lost: maps such a window again and puts the port in order. State after a failure: out of order.
+ * pre: no lane has anything in it. */
+int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape);
+/* The queue failed: puts the port out of order and ends what is in flight. */
+void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason);
 /* Queues a command; what is staged goes down with port_flush. returns: its number. */
 uint64_t port_stage(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd);
 void port_flush(struct nkv_context *context, struct port *port);
@@ -209,6 +228,10 @@ void work_layout(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, en
                  uint32_t block_tokens, struct home_layout *home_out, struct compute_layout *compute_out);
 /* Grows windows, scratch and log line to what seq can ask for. pre: no ticket is open, or nothing has to grow. */
 int context_reserve(struct nkv_context *context, const struct nkv_seq *seq);
+/* Grows the PNM devices' room for operands of control commands. pre: as context_reserve. */
+int context_reserve_control(struct nkv_context *context, uint64_t bytes);
+/* What a lane's part of the port's window must hold now. */
+uint64_t context_lane_bytes(const struct nkv_context *context, const struct port *port);
 
 /* ---- plan.c ---- */
 int32_t plan_add(struct nkv_ticket *lane, uint32_t work, enum role role, struct port *port, struct nkv_cmd cmd,
@@ -253,13 +276,35 @@ void lane_finish_work(struct nkv_ticket *lane, const struct nkv_seq *seq);
 void port_abandon(struct nkv_context *context, struct port *port);
 uint32_t context_open_tickets(const struct nkv_context *context);
 
+/* ---- recover.c ---- */
+/* The device is lost and may hold a sequence of that id, which is to be closed when it is there again. */
+void port_note_orphan(struct port *port, uint32_t id);
+
 /* ---- attach.c ---- */
 /* Brings the compute side of a recall sequence up to its committed length. */
 int mirror_attach(struct nkv_context *context, struct nkv_ticket *lane, struct nkv_seq *seq);
 
 /* ---- seq.c ---- */
+/*
+ * From a resolved and placed draft to an open sequence, which begins on its home device as `open` says: OPEN or FORK,
+ * with everything but its id and length.
+ */
+int seq_create(const struct nkv_seq *draft, const struct nkv_cmd *open, struct nkv_seq **seq_out);
+/* Closes seq, frees it also where it is published, and fails with the message of before. */
+int seq_discard(struct nkv_seq *seq, int status);
 void seq_mark_failed(struct nkv_seq *seq, int status, const char *error);
 uint32_t *seq_resident(const struct nkv_seq *seq, uint32_t layer, uint32_t unit);
+
+/* ---- session.c ---- */
+#define SESSION_IDS 16384u /* ids that one command moves */
+/* Takes over, in mode full, the session that info describes, as it is. */
+int session_attach(struct nkv_context *context, struct port *port, const struct nkv_seq_info *info,
+                   struct nkv_seq **seq_out);
+/* The device that has a session of that name, and its description. NKV_ENOENT: none. */
+int session_find(struct nkv_context *context, const char *name, struct port **port_out, struct nkv_seq_info *info_out);
+/* Publishes seq with the ids of its first n tokens, and makes a session of it. */
+int session_publish(struct nkv_seq *seq, const struct nkv_seq_name *name, const int32_t *ids, uint32_t n);
+int session_name(const char *name, uint64_t model, struct nkv_seq_name *name_out);
 
 /* ---- stats.c ---- */
 bool work_decodes(const struct work *work);

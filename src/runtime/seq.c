@@ -9,6 +9,7 @@
  */
 #include "runtime/runtime.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define CLOSE_ATTEMPTS 3u
@@ -39,22 +40,29 @@ void seq_mark_failed(struct nkv_seq *seq, int status, const char *error)
     if (seq->status < 0)
         return;
     seq->status = status;
-    strncpy(seq->error, error, sizeof seq->error - 1);
+    snprintf(seq->error, sizeof seq->error, "%s", error);
 }
 
-/* A close that a device refuses would leak the pages, so it is tried again. */
-static void close_on(struct nkv_context *context, struct port *port, uint32_t *id)
+/* A close that a device refuses would leak the pages, so it is tried again: when the device is lost, once it is back.
+ */
+static void close_on(struct nkv_context *context, struct port *port, uint16_t flags, uint32_t *id)
 {
-    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_CLOSE, .seq = *id};
+    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_CLOSE, .seq = *id, .flags = flags};
+    int status = NKV_EDEVICE;
 
-    for (uint32_t i = 0; *id && i < CLOSE_ATTEMPTS; i++)
-        if (port_control(context, port, &cmd) >= 0)
-            break;
+    for (uint32_t i = 0; *id && status < 0 && i < CLOSE_ATTEMPTS; i++)
+        status = port_control(context, port, &cmd);
+    if (*id && status < 0 && port->status < 0)
+        port_note_orphan(port, *id);
     *id = 0;
 }
 
 static bool id_taken(const struct nkv_context *context, uint32_t id)
 {
+    for (uint32_t p = 0; p < context->n_ports; p++)
+        for (uint32_t i = 0; i < context->ports[p].n_orphans; i++)
+            if (context->ports[p].orphans[i] == id)
+                return true;
     for (const struct nkv_seq *seq = context->sequences; seq; seq = seq->next)
         if (seq->id == id || seq->mirror_id == id || seq->slots_id == id)
             return true;
@@ -69,35 +77,39 @@ static uint32_t free_id(struct nkv_context *context)
     return context->next_id;
 }
 
-/* returns: tokens that the device kept from before. */
-static int open_on(struct nkv_context *context, struct port *port, uint32_t n_tokens, uint16_t flags, uint32_t *id_out)
+/* Runs a command that opens sequence next_id. Of a device that goes meanwhile nobody knows whether it did. */
+static int open_next(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd, uint32_t *id_out)
 {
-    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_OPEN, .seq = free_id(context), .flags = flags, .n_tokens = n_tokens};
-    int n_kept = port_control(context, port, &cmd);
+    int res = port_control(context, port, cmd);
 
+    if (res >= 0)
+        *id_out = context->next_id++;
+    else if (port->status < 0)
+        port_note_orphan(port, context->next_id++);
+    return res;
+}
+
+/* OPEN or FORK. returns: tokens that the device says it holds. */
+static int open_on(struct nkv_context *context, struct port *port, struct nkv_cmd cmd, uint32_t n_tokens,
+                   uint32_t *id_out)
+{
+    int n_kept;
+
+    cmd.seq = free_id(context);
+    cmd.n_tokens = n_tokens;
+    n_kept = open_next(context, port, &cmd, id_out);
     TRY(n_kept);
-    *id_out = context->next_id++;
     if ((uint32_t)n_kept > n_tokens)
         FAIL(NKV_EDEVICE, "device %u (%s) says that a sequence of at most %u tokens holds %d", port->index,
              port->caps.name, n_tokens, n_kept);
     return n_kept;
 }
 
-static int open_new(struct nkv_seq *seq)
-{
-    uint16_t flags = seq_has_digests(seq) ? 0 : NKV_NO_DIGEST;
-    int n_kept = open_on(seq->context, seq->home, seq->options.max_tokens, flags, &seq->id);
-
-    TRY(n_kept);
-    seq->length = (uint32_t)n_kept;
-    return 0;
-}
-
 static void close_devices(struct nkv_seq *seq)
 {
-    close_on(seq->context, seq->home, &seq->id);
-    close_on(seq->context, seq->context->compute, &seq->mirror_id);
-    close_on(seq->context, seq->context->compute, &seq->slots_id);
+    close_on(seq->context, seq->home, seq->removes ? NKV_NAMED : 0, &seq->id);
+    close_on(seq->context, seq->context->compute, 0, &seq->mirror_id);
+    close_on(seq->context, seq->context->compute, 0, &seq->slots_id);
 }
 
 /* Closing may fail, too; the message that the caller gets is that of the failure before. */
@@ -114,26 +126,24 @@ static int close_after(struct nkv_seq *seq, int status)
 static int open_compute(struct nkv_seq *seq)
 {
     struct nkv_context *context = seq->context;
+    const struct nkv_cmd mirror = {.op = NKV_OP_SEQ_OPEN, .flags = NKV_NO_PAGES};
+    const struct nkv_cmd slots = {.op = NKV_OP_SEQ_OPEN, .flags = NKV_SLOTS};
 
     if (seq->options.mode == NKV_MODE_RECALL)
-        TRY(open_on(context, context->compute, seq->options.max_tokens, NKV_NO_PAGES, &seq->mirror_id));
+        TRY(open_on(context, context->compute, mirror, seq->options.max_tokens, &seq->mirror_id));
     if (seq->n_slots)
-        TRY(open_on(context, context->compute, seq->n_slots * context->shape.page_tokens, NKV_SLOTS, &seq->slots_id));
+        TRY(open_on(context, context->compute, slots, seq->n_slots * context->shape.page_tokens, &seq->slots_id));
+    if (context->compute)
+        seq->compute_epoch = context->compute->epoch;
     return 0;
 }
 
-static int open_home(struct nkv_seq *seq, const struct nkv_seq *parent, uint32_t n_tokens)
+static int open_home(struct nkv_seq *seq, const struct nkv_cmd *open)
 {
-    struct nkv_context *context = seq->context;
-    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_FORK, .seq = free_id(context), .n_tokens = seq->options.max_tokens};
+    int n_kept = open_on(seq->context, seq->home, *open, seq->options.max_tokens, &seq->id);
 
-    if (!parent)
-        return open_new(seq);
-    cmd.arg = parent->id;
-    cmd.pos = n_tokens;
-    TRY(port_control(context, seq->home, &cmd));
-    seq->id = context->next_id++;
-    seq->length = n_tokens;
+    TRY(n_kept);
+    seq->length = open->op == NKV_OP_SEQ_FORK ? open->pos : (uint32_t)n_kept;
     return 0;
 }
 
@@ -155,9 +165,7 @@ static void unlink_seq(struct nkv_seq *seq)
         seq->context->sequences = seq->next;
 }
 
-/* From a resolved and placed draft to an open sequence. */
-static int seq_create(const struct nkv_seq *draft, const struct nkv_seq *parent, uint32_t n_tokens,
-                      struct nkv_seq **seq_out)
+int seq_create(const struct nkv_seq *draft, const struct nkv_cmd *open, struct nkv_seq **seq_out)
 {
     struct nkv_seq *seq;
     int status;
@@ -169,7 +177,7 @@ static int seq_create(const struct nkv_seq *draft, const struct nkv_seq *parent,
     if (status < 0)
         goto free_seq;
     memset(seq->resident, 0xff, n_resident(seq) * sizeof *seq->resident);
-    status = open_home(seq, parent, n_tokens);
+    status = open_home(seq, open);
     if (status >= 0)
         status = open_compute(seq);
     if (status < 0)
@@ -189,10 +197,12 @@ free_seq:
 int nkv_seq_open(struct nkv_context *context, const struct nkv_seq_options *options, struct nkv_seq **seq_out)
 {
     struct nkv_seq draft = {.context = context};
+    struct nkv_cmd open = {.op = NKV_OP_SEQ_OPEN};
 
     TRY(seq_resolve(&context->shape, options, &draft));
     TRY(seq_place(context, &draft));
-    return seq_create(&draft, NULL, 0, seq_out);
+    open.flags = seq_has_digests(&draft) ? 0 : NKV_NO_DIGEST;
+    return seq_create(&draft, &open, seq_out);
 }
 
 static int check_fork(const struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq *draft)
@@ -211,12 +221,13 @@ int nkv_seq_fork(struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq
                  struct nkv_seq **seq_out)
 {
     struct nkv_seq draft = {.context = parent->context, .home = parent->home};
+    struct nkv_cmd open = {.op = NKV_OP_SEQ_FORK, .arg = parent->id, .pos = n_tokens};
 
     TRY(seq_resolve(&parent->context->shape, options ? options : &parent->options, &draft));
     TRY(check_fork(parent, n_tokens, &draft));
     draft.options.keep_digests |= seq_has_digests(parent); /* the copy has what its parent has */
     TRY(seq_check_compute(parent->context, &draft));
-    return seq_create(&draft, parent, n_tokens, seq_out);
+    return seq_create(&draft, &open, seq_out);
 }
 
 void nkv_seq_close(struct nkv_seq *seq)
@@ -229,7 +240,19 @@ void nkv_seq_close(struct nkv_seq *seq)
     close_devices(seq);
     unlink_seq(seq);
     nkv_free(seq->resident);
+    nkv_free(seq->ids);
     nkv_free(seq);
+}
+
+int seq_discard(struct nkv_seq *seq, int status)
+{
+    char message[512];
+
+    strncpy(message, nkv_last_error(), sizeof message - 1);
+    message[sizeof message - 1] = '\0';
+    seq->removes = seq->ids != NULL;
+    nkv_seq_close(seq);
+    return nkv_fail(status, "%s", message);
 }
 
 /* Resident pages that are no longer whole are given up; after a failure, all. */
@@ -240,10 +263,39 @@ static void forget_resident(struct nkv_seq *seq, uint32_t n_pages)
             seq->resident[i] = NKV_PAGE_NONE;
 }
 
+/* A compute device that was lost may have come back without what it held. */
+static int renew_compute(struct nkv_seq *seq)
+{
+    struct nkv_context *context = seq->context;
+
+    if (!context->compute || seq->compute_epoch == context->compute->epoch)
+        return 0;
+    close_on(context, context->compute, 0, &seq->mirror_id);
+    close_on(context, context->compute, 0, &seq->slots_id);
+    forget_resident(seq, 0);
+    seq->mirror_tokens = 0;
+    seq->mirror_stale = true;
+    return open_compute(seq);
+}
+
+/* Cuts the pages at home. When the device goes meanwhile, nobody knows what it holds behind the cut: those tokens are
+ * given up. */
+static int truncate_home(struct nkv_seq *seq, uint32_t n_tokens)
+{
+    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_TRUNCATE, .seq = seq->id, .pos = n_tokens};
+    bool was_lost = seq->home->status < 0;
+    int status = port_control(seq->context, seq->home, &cmd);
+
+    if (status >= 0 || was_lost || seq->home->status == 0)
+        return status;
+    seq_mark_failed(seq, seq->home->status, seq->home->error);
+    seq->length = n_tokens;
+    return status;
+}
+
 int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens)
 {
     uint32_t page_tokens = seq->context->shape.page_tokens;
-    struct nkv_cmd cmd = {.op = NKV_OP_SEQ_TRUNCATE, .seq = seq->id, .pos = n_tokens};
     bool trusted;
 
     if (seq->ticket)
@@ -251,7 +303,8 @@ int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens)
     if (n_tokens > seq->length)
         FAIL(NKV_EINVAL, "cannot truncate to %u tokens a sequence that has %u", n_tokens, seq->length);
     context_drain(seq->context, seq, ANY_LAYER);
-    TRY(port_control(seq->context, seq->home, &cmd));
+    TRY(renew_compute(seq));
+    TRY(truncate_home(seq, n_tokens));
     trusted = seq->status == 0;
     forget_resident(seq, trusted ? n_tokens / page_tokens : 0);
     if (seq->mirror_tokens > n_tokens / page_tokens * page_tokens)
@@ -260,7 +313,7 @@ int nkv_seq_truncate(struct nkv_seq *seq, uint32_t n_tokens)
         seq->mirror_tokens = 0;
     seq->mirror_stale = true;
     seq->length = n_tokens;
-    seq->next_layer = seq->step_tokens = 0;
+    seq->next_layer = seq->step_tokens = seq->n_ids = 0;
     seq->status = 0;
     seq->error[0] = '\0';
     return 0;

@@ -54,6 +54,8 @@ static void count_link(const struct nkv_kv_shape *shape, struct work *work)
     uint64_t n_tokens = work->item.n_tokens, dim = shape->head_dim;
 
     seq->stats.to_device_bytes += 8u * n_tokens * shape->n_kv_heads * dim;
+    if (work->last[ROLE_IDS] >= 0)
+        seq->stats.to_device_bytes += 4u * n_tokens;
     if (work->method != METHOD_RECALL && work->method != METHOD_APPEND) {
         seq->stats.to_device_bytes += 4u * n_tokens * shape->n_heads * dim;
         seq->stats.from_device_bytes += 4u * n_tokens * shape->n_heads * (dim + 2u);
@@ -104,7 +106,7 @@ void stats_count_times(struct work *work)
 
     if (!work_decodes(work))
         return;
-    stats->append_ns += work->ns[ROLE_APPEND] + work->ns[ROLE_MIRROR];
+    stats->append_ns += work->ns[ROLE_IDS] + work->ns[ROLE_APPEND] + work->ns[ROLE_MIRROR];
     stats->select_ns += work->ns[ROLE_SELECT];
     stats->attend_ns += work->ns[ROLE_ATTEND] + work->ns[ROLE_ATTEND_SLOTS] + work->ns[ROLE_ATTEND_OPEN];
     stats->recall_ns += work->ns[ROLE_READ] + work->ns[ROLE_WRITE];

@@ -33,6 +33,9 @@ static int check_item(const struct nkv_context *context, uint32_t layer, const s
     if (layer > 0 && item->n_tokens != seq->step_tokens)
         FAIL(NKV_EINVAL, "item %u: %u tokens in layer %u of a step that began with %u", i, item->n_tokens, layer,
              seq->step_tokens);
+    if (layer == 0 && seq->ids && item->n_tokens != seq->n_ids)
+        FAIL(NKV_ESTATE, "item %u: %u tokens of a session with the ids of %u: call nkv_seq_note_tokens before", i,
+             item->n_tokens, seq->n_ids);
     if (item->n_tokens > seq->options.max_tokens - seq->length)
         FAIL(NKV_ENOSPC, "item %u: %u tokens more than the %u that its sequence has, of at most %u", i, item->n_tokens,
              seq->length, seq->options.max_tokens);
@@ -258,7 +261,7 @@ int nkv_step_end(struct nkv_context *context, const struct nkv_attend_item *item
         if (seq->options.mode == NKV_MODE_RECALL && seq->step_tokens == 1 && seq->mirror_tokens == seq->length)
             seq->mirror_tokens++;
         seq->length += seq->step_tokens;
-        seq->next_layer = seq->step_tokens = 0;
+        seq->next_layer = seq->step_tokens = seq->n_ids = 0;
     }
     return 0;
 }

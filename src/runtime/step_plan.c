@@ -71,6 +71,22 @@ uint32_t block_length(const struct work *work, uint32_t block)
     return left < work->block_tokens ? left : work->block_tokens;
 }
 
+/* A session's token has its id on the device before it is there itself, so that no crash leaves one without. */
+static void begin_ids(struct nkv_ticket *lane, uint32_t index)
+{
+    const struct work *work = &lane->works[index];
+    const struct nkv_seq *seq = work->seq;
+    struct nkv_cmd cmd = {.op = NKV_OP_WRITE,
+                          .flags = NKV_TOKENS,
+                          .seq = seq->id,
+                          .pos = work->pos,
+                          .n_tokens = seq->n_ids,
+                          .in_offset = work->home_base + work->home.ids};
+
+    memcpy(seq->home->window + cmd.in_offset, seq->ids, seq->n_ids * sizeof *seq->ids);
+    plan_submit(lane, plan_add(lane, index, ROLE_IDS, seq->home, cmd, -1));
+}
+
 static void begin_append(struct nkv_ticket *lane, uint32_t index)
 {
     struct nkv_context *context = lane->context;
@@ -82,8 +98,10 @@ static void begin_append(struct nkv_ticket *lane, uint32_t index)
                           .n_tokens = work->item.n_tokens,
                           .in_offset = work->home_base + work->home.kv};
 
+    if (lane->layer == 0 && seq->ids)
+        begin_ids(lane, index);
     copy_kv(context, work, seq->home, cmd.in_offset);
-    plan_submit(lane, plan_add(lane, index, ROLE_APPEND, seq->home, cmd, -1));
+    plan_submit(lane, plan_add(lane, index, ROLE_APPEND, seq->home, cmd, work->last[ROLE_IDS]));
     if (!mirrors(seq, work))
         return;
     cmd.seq = seq->mirror_id;

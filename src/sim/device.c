@@ -278,6 +278,8 @@ static int run_command(struct run *run)
     struct sim_device *d = run->d;
     const struct nkv_cmd *cmd = run->cmd;
 
+    if (cmd->flags & (NKV_NAMED | NKV_TOKENS) || cmd->op >= NKV_OP_SEQ_PUBLISH)
+        FAIL(NKV_ENOTSUP, "op %u with flags 0x%x: no sequence is published on a simulated device", cmd->op, cmd->flags);
     if (cmd->op == NKV_OP_SEQ_OPEN)
         return run_open(d, cmd);
     if (cmd->op == NKV_OP_SEQ_FORK)

@@ -177,6 +177,9 @@ static int add_cmd(struct writer *w, const struct sim_trace_cmd *cmd)
              w->trace->name, cmd->device, cmd->seq, nkv_status_name(cmd->res));
     if (cmd->user_data != UINT64_MAX)
         return add_planned(w, cmd);
+    if (cmd->flags & NKV_NAMED && cmd->op != NKV_OP_SEQ_CLOSE)
+        FAIL(NKV_ENOTSUP, "%s: sequence %u was resumed: what it held before is not in the trace", w->trace->name,
+             cmd->seq);
     switch (cmd->op) {
     case NKV_OP_SEQ_OPEN:
         return compute ? add_compute_part(w, cmd) : add_actor(w, cmd);

@@ -196,9 +196,9 @@ static int read_header(struct reader *r)
 
 static int op_parse(const char *name)
 {
-    static const char *const names[NKV_OP_COUNT] = {"",       "seq_open", "seq_close", "seq_fork", "seq_truncate",
-                                                    "append", "select",   "attend",    "read",     "write",
-                                                    "compute"};
+    static const char *const names[NKV_OP_COUNT] = {"",        "seq_open",    "seq_close", "seq_fork", "seq_truncate",
+                                                    "append",  "select",      "attend",    "read",     "write",
+                                                    "compute", "seq_publish", "seq_list"};
 
     for (int op = 1; op < NKV_OP_COUNT; op++)
         if (strcmp(name, names[op]) == 0)

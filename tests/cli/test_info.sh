@@ -24,7 +24,7 @@ assert got['estimate']['f32']['kv_bytes'] == 2 * got['estimate']['f16']['kv_byte
 # Every place with every field; the nodes are those of `machine`; what the text names is what JSON marks as best.
 assert got['memory'], 'no memory listed'
 for place in got['memory']:
-    assert set(place) == {'kind', 'name', 'path', 'bytes', 'node', 'distance', 'bandwidth_mb_s', 'latency_ns', 'memory', 'best'}, place
+    assert set(place) == {'kind', 'name', 'path', 'bytes', 'node', 'distance', 'bandwidth_mb_s', 'latency_ns', 'memory', 'regions', 'best'}, place
     assert place['kind'] in ('node', 'memory-only node', 'dax', 'cxl') and place['path'].startswith(('/sys/', '/dev/')), place
     assert all(place[key] is None or place[key] > 0 for key in ('bytes', 'distance', 'bandwidth_mb_s', 'latency_ns')), place
 nodes = {place['node']: place['bytes'] for place in got['memory'] if place['kind'].endswith('node')}

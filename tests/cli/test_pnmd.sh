@@ -20,7 +20,7 @@ tmp = sys.argv[1]
 number = (int, float)
 STAT = {'schema': str, 'name': str, 'threads': int, 'capacity_bytes': int, 'used_bytes': int, 'resident_bytes': int,
         'pages': {'total': int, 'free': int, 'bytes': int}, 'sequences': int, 'queue_depth': int, 'commands': int, 'busy_s': number,
-        'uptime_s': number, 'clients': list}
+        'uptime_s': number, 'absent_clients': int, 'clients': list}
 CLIENT = {'number': int, 'pid': int, 'used_bytes': int, 'window_bytes': int, 'sequences': int, 'queue_depth': int, 'commands': int,
           'busy_s': number}
 

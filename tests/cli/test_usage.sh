@@ -64,10 +64,13 @@ expect 2 'socket path' run -p x --device unix:
 expect 1 'no device listens' pnm stat unix:"$tmp/none"
 expect 2 'name one device' pnm stat
 expect 2 'say what to do' pnm
-expect 2 'how much memory' pnmd --listen unix:"$tmp/s"
+expect 2 'what memory' pnmd --listen unix:"$tmp/s"
 expect 2 'where clients find' pnmd --memory anon:64M
-expect 2 'anonymous memory' pnmd --memory file:"$tmp/pnm.img:64M" --listen unix:"$tmp/s"
-expect 2 'anonymous memory' pnmd --memory dax:/dev/dax0.0 --listen unix:"$tmp/s"
+expect 1 'give file:PATH:SIZE' pnmd --memory file:"$tmp/pnm.img" --listen unix:"$tmp/s"
+expect 2 'at least 65536' pnmd --memory file:"$tmp/pnm.img:1K" --listen unix:"$tmp/s"
+expect 1 'does not exist' pnmd --memory dax:"$tmp/none" --listen unix:"$tmp/s"
+expect 2 'is it a DAX device' pnmd --memory dax:/dev/null --listen unix:"$tmp/s"
+expect 2 'for --memory file' pnmd --memory anon:64M --format --listen unix:"$tmp/s"
 expect 2 'anon:SIZE' pnmd --memory 64M --listen unix:"$tmp/s"
 expect 2 'numa:N:SIZE' pnmd --memory numa:0 --listen unix:"$tmp/s"
 expect 1 'is missing' pnmd --memory anon:900T --listen unix:"$tmp/s"

@@ -75,6 +75,20 @@ static inline void tidy(struct nkv_cmd *cmd, uint64_t *random)
     }
     if (cmd->op == NKV_OP_APPEND)
         cmd->out_offset = cmd->list_offset = cmd->n_pages = 0;
+    if (cmd->op == NKV_OP_SEQ_PUBLISH)
+        *cmd = (struct nkv_cmd){
+            .op = NKV_OP_SEQ_PUBLISH, .seq = cmd->seq, .in_offset = 64 * pick(random, 16), .n_tokens = cmd->n_tokens};
+    if (cmd->op == NKV_OP_SEQ_LIST) {
+        cmd->layer = 0;
+        cmd->arg = pick(random, 3);
+        cmd->pos = 0;
+        cmd->list_offset = 0;
+    }
+    if (cmd->op >= NKV_OP_SEQ_OPEN && cmd->op <= NKV_OP_SEQ_FORK && !pick(random, 4)) {
+        cmd->flags = NKV_NAMED;
+        cmd->arg = 0;
+        cmd->in_offset = cmd->op == NKV_OP_SEQ_CLOSE ? 0 : 64 * pick(random, 16);
+    }
     if (cmd->op == NKV_OP_READ)
         cmd->in_offset = cmd->n_tokens = cmd->pos = 0;
     if (cmd->op == NKV_OP_WRITE)
@@ -83,6 +97,12 @@ static inline void tidy(struct nkv_cmd *cmd, uint64_t *random)
         cmd->flags = NKV_DIGEST;
         cmd->list_offset = cmd->n_tokens = 0;
         cmd->n_pages = pick(random, 4);
+    } else if ((cmd->op == NKV_OP_READ || cmd->op == NKV_OP_WRITE) && !pick(random, 4)) {
+        cmd->flags = NKV_TOKENS;
+        cmd->layer = 0;
+        cmd->list_offset = cmd->n_pages = 0;
+        cmd->n_tokens = 1 + pick(random, 12);
+        cmd->pos = pick(random, 60);
     }
 }
 
@@ -111,10 +131,29 @@ static inline void scribble(void *window, uint64_t *random)
 
     for (uint32_t i = 0; i < 64; i++)
         words[begin + i] = (uint32_t)next_random(random);
+    if (pick(random, 2)) { /* a name that others may have, too, where in_offset likely points */
+        struct nkv_seq_name name = {.name = {(char)('a' + pick(random, 8))}, .model = pick(random, 2)};
+
+        memcpy(words + 16 * pick(random, 16), &name, sizeof name);
+    }
     begin = (128 << 8) + 16 * pick(random, 600); /* words */
     words[begin] = n;
     for (uint32_t i = 0; i < n; i++)
         words[begin + 1 + i] = pick(random, 8) ? i : pick(random, 20);
+}
+
+/* Frees what hostile clients published and left behind. */
+static inline void remove_published(struct rig *rig)
+{
+    struct nkv_cmd list = {.op = NKV_OP_SEQ_LIST, .in_offset = 0, .out_offset = 4096, .n_pages = 1};
+
+    while (rig_do(rig, list) > 0) {
+        const struct nkv_seq_info *info = rig_at(rig, list.out_offset);
+
+        memcpy(rig_at(rig, 0), &info->name, sizeof info->name);
+        rig_do(rig, (struct nkv_cmd){.op = NKV_OP_SEQ_OPEN, .seq = 1000, .flags = NKV_NAMED, .n_tokens = 1});
+        rig_do(rig, (struct nkv_cmd){.op = NKV_OP_SEQ_CLOSE, .seq = 1000, .flags = NKV_NAMED});
+    }
 }
 
 static inline void fill_victim(struct rig *rig, struct model *model, uint64_t *random)

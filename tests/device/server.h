@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,7 +21,8 @@
 
 struct server {
     char dir[32], path[64], metrics[64], spec[80];
-    struct nkv_serve *serve; /* on a thread */
+    char image[64], memory[96]; /* of a process; "": anonymous memory */
+    struct nkv_serve *serve;    /* on a thread */
     pthread_t thread;
     pid_t pid; /* as a process */
 };
@@ -35,14 +37,15 @@ static inline void *server_main(void *arg)
     return nkv_serve_run(arg) < 0 ? arg : NULL;
 }
 
-/* The program again, with some arguments. */
-static inline pid_t server_spawn(const char *role, const char *path, const char *capacity)
+/* The program again, with some arguments; memory: a capacity in bytes, or file:PATH:SIZE. */
+static inline pid_t server_spawn(const char *role, const char *path, const char *memory)
 {
     char *argv[] = {(char *)(uintptr_t) "test", (char *)(uintptr_t)role, (char *)(uintptr_t)path,
-                    (char *)(uintptr_t)capacity, NULL};
+                    (char *)(uintptr_t)memory, NULL};
     pid_t pid = fork();
 
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* of the thread that spawned it */
         execv("/proc/self/exe", argv);
         _exit(127);
     }
@@ -62,7 +65,7 @@ static inline void server_open_at(struct server *server, bool process, uint64_t 
 
     if (process) {
         snprintf(capacity, sizeof capacity, "%llu", (unsigned long long)capacity_bytes);
-        server->pid = server_spawn("serve", server->path, capacity);
+        server->pid = server_spawn("serve", server->path, *server->memory ? server->memory : capacity);
         assert_true(server->pid > 0);
         for (int i = 0; i < 5000 && nkv_serve_stat(server->path, &stat) < 0; i++)
             server_pause();
@@ -74,14 +77,38 @@ static inline void server_open_at(struct server *server, bool process, uint64_t 
     assert_int_equal(pthread_create(&server->thread, NULL, server_main, server->serve), 0);
 }
 
-static inline void server_open(struct server *server, bool process, uint64_t capacity_bytes)
+static inline void server_make_names(struct server *server)
 {
     *server = (struct server){.dir = "/tmp/nkv-serve-XXXXXX"};
     assert_non_null(mkdtemp(server->dir));
     snprintf(server->path, sizeof server->path, "%s/pnm", server->dir);
     snprintf(server->metrics, sizeof server->metrics, "%s/metrics", server->dir);
     snprintf(server->spec, sizeof server->spec, "unix:%s", server->path);
+    snprintf(server->image, sizeof server->image, "%s/image", server->dir);
+}
+
+static inline void server_open(struct server *server, bool process, uint64_t capacity_bytes)
+{
+    server_make_names(server);
     server_open_at(server, process, capacity_bytes);
+}
+
+/* A process whose pages are in a file. */
+static inline void server_open_on_file(struct server *server, uint64_t bytes)
+{
+    server_make_names(server);
+    snprintf(server->memory, sizeof server->memory, "file:%s:%llu", server->image, (unsigned long long)bytes);
+    server_open_at(server, true, bytes);
+}
+
+/* Kills a process. */
+static inline void server_kill(struct server *server)
+{
+    int status = 0;
+
+    assert_int_equal(kill(server->pid, SIGKILL), 0);
+    assert_int_equal(waitpid(server->pid, &status, 0), server->pid);
+    server->pid = 0;
 }
 
 /* returns: the exit status of a process, or minus the signal that ended it. */
@@ -110,6 +137,7 @@ static inline void server_close(struct server *server)
     }
     assert_true(access(server->path, F_OK) != 0);
     (void)unlink(server->path);
+    (void)unlink(server->image);
     assert_int_equal(rmdir(server->dir), 0);
 }
 
@@ -132,7 +160,7 @@ static inline void server_await_clients(const struct server *server, uint32_t n)
     assert_int_equal(server_stat(server).n_clients, n);
 }
 
-/* What "serve PATH CAPACITY" does. */
+/* What "serve PATH MEMORY" does; the time of grace is in the environment. */
 static struct nkv_serve *server_own;
 
 static inline void server_on_signal(int signal)
@@ -148,10 +176,16 @@ static inline int server_role(char **argv)
                                         .name = "pnm0",
                                         .capacity_bytes = strtoull(argv[3], NULL, 10),
                                         .n_threads = 2};
+    const char *keep_ms = getenv("NKV_TEST_KEEP_MS");
     int status;
 
-    if (nkv_serve_open(&options, &server_own) < 0)
+    if (strncmp(argv[3], "file:", 5) == 0)
+        options.memory = argv[3];
+    options.keep_ms = keep_ms ? (uint32_t)strtoul(keep_ms, NULL, 10) : 0;
+    if (nkv_serve_open(&options, &server_own) < 0) {
+        fprintf(stderr, "server: %s\n", nkv_last_error());
         return 3;
+    }
     signal(SIGTERM, server_on_signal);
     status = nkv_serve_run(server_own);
     nkv_serve_close(server_own);

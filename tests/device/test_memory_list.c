@@ -31,12 +31,19 @@ static struct daxctl_dev {
     unsigned long long size;
     int node;
     bool is_kmem;
+    unsigned long long resource;
 } dax_devices[4];
+static struct cxl_region {
+    const char *name;
+    unsigned long long resource, size;
+} cxl_regions[3];
 static struct cxl_memdev {
     const char *name;
     unsigned long long ram, pmem;
     int node;
+    struct cxl_region *regions[3]; /* of its decoders; a device without any has no endpoint */
 } cxl_devices[3];
+static char cxl_context;
 static unsigned n_dax, n_cxl;
 static int library_status; /* of daxctl_new and cxl_new */
 
@@ -101,9 +108,14 @@ struct daxctl_memory *daxctl_dev_get_memory(struct daxctl_dev *dev)
     return dev->is_kmem ? (struct daxctl_memory *)dev : NULL;
 }
 
+unsigned long long daxctl_dev_get_resource(struct daxctl_dev *dev)
+{
+    return dev->resource;
+}
+
 int cxl_new(struct cxl_ctx **ctx)
 {
-    *ctx = NULL;
+    *ctx = (struct cxl_ctx *)&cxl_context;
     return library_status;
 }
 
@@ -127,6 +139,52 @@ struct cxl_memdev *cxl_memdev_get_first(struct cxl_ctx *ctx)
 struct cxl_memdev *cxl_memdev_get_next(struct cxl_memdev *memdev)
 {
     return memdev + 1 < cxl_devices + n_cxl ? memdev + 1 : NULL;
+}
+
+/* Endpoint, port and first decoder are the array of the device's regions. */
+struct cxl_endpoint *cxl_memdev_get_endpoint(struct cxl_memdev *memdev)
+{
+    return memdev->regions[0] ? (struct cxl_endpoint *)memdev->regions : NULL;
+}
+
+struct cxl_port *cxl_endpoint_get_port(struct cxl_endpoint *endpoint)
+{
+    return (struct cxl_port *)endpoint;
+}
+
+struct cxl_decoder *cxl_decoder_get_first(struct cxl_port *port)
+{
+    return (struct cxl_decoder *)port;
+}
+
+/* The last of the three slots ends the array. */
+struct cxl_decoder *cxl_decoder_get_next(struct cxl_decoder *decoder)
+{
+    struct cxl_region **slot = (struct cxl_region **)decoder + 1;
+
+    return *slot ? (struct cxl_decoder *)slot : NULL;
+}
+
+struct cxl_region *cxl_decoder_get_region(struct cxl_decoder *decoder)
+{
+    struct cxl_region *region = *(struct cxl_region **)decoder;
+
+    return region->name ? region : NULL; /* without a name: a decoder that is not in use */
+}
+
+const char *cxl_region_get_devname(struct cxl_region *region)
+{
+    return region->name;
+}
+
+unsigned long long cxl_region_get_resource(struct cxl_region *region)
+{
+    return region->resource;
+}
+
+unsigned long long cxl_region_get_size(struct cxl_region *region)
+{
+    return region->size;
 }
 
 const char *cxl_memdev_get_devname(struct cxl_memdev *memdev)
@@ -198,6 +256,9 @@ static int set_up(void **state)
 {
     (void)state;
     n_dax = n_cxl = 0;
+    memset(dax_devices, 0, sizeof dax_devices);
+    memset(cxl_devices, 0, sizeof cxl_devices);
+    memset(cxl_regions, 0, sizeof cxl_regions);
     library_status = 0;
     snprintf(root, sizeof root, "/tmp/nkv_memory_XXXXXX");
     assert_non_null(mkdtemp(root));
@@ -383,14 +444,14 @@ static void test_devices(void **state)
     struct nkv_memory_list *list;
 
     (void)state;
-    dax_devices[0] = (struct daxctl_dev){"dax0.0", 0, 2, false}; /* a seed */
-    dax_devices[1] = (struct daxctl_dev){"dax0.1", 4 * GIB, 5, false};
-    dax_devices[2] = (struct daxctl_dev){"dax1.0", 64 * GIB, 2, true};
-    dax_devices[3] = (struct daxctl_dev){NULL, GIB, 0, false};
+    dax_devices[0] = (struct daxctl_dev){"dax0.0", 0, 2, false, 0}; /* a seed */
+    dax_devices[1] = (struct daxctl_dev){"dax0.1", 4 * GIB, 5, false, 0};
+    dax_devices[2] = (struct daxctl_dev){"dax1.0", 64 * GIB, 2, true, 0};
+    dax_devices[3] = (struct daxctl_dev){NULL, GIB, 0, false, 0};
     n_dax = 3;
-    cxl_devices[0] = (struct cxl_memdev){"mem0", GIB, 2 * GIB, 1};
-    cxl_devices[1] = (struct cxl_memdev){"mem1", UINT64_MAX, UINT64_MAX, -1};
-    cxl_devices[2] = (struct cxl_memdev){NULL, GIB, GIB, 0};
+    cxl_devices[0] = (struct cxl_memdev){"mem0", GIB, 2 * GIB, 1, {NULL}};
+    cxl_devices[1] = (struct cxl_memdev){"mem1", UINT64_MAX, UINT64_MAX, -1, {NULL}};
+    cxl_devices[2] = (struct cxl_memdev){NULL, GIB, GIB, 0, {NULL}};
     n_cxl = 3;
     list = list_of(AVAIL);
     assert_int_equal(list->n, 7);
@@ -413,6 +474,38 @@ static void test_devices(void **state)
     nkv_memory_list_close(list);
 }
 
+/* Devices are in the order of their names, and those that belong together say the same region. */
+static void test_regions(void **state)
+{
+    struct cxl_region *unused = &cxl_regions[2];
+    struct nkv_memory_list *list;
+
+    (void)state;
+    cxl_regions[0] = (struct cxl_region){"region0", 256 * GIB, 16 * GIB};
+    cxl_regions[1] = (struct cxl_region){"region1", 272 * GIB, UINT64_MAX}; /* its size cannot be read */
+    dax_devices[0] = (struct daxctl_dev){"dax10.0", GIB, 5, false, 272 * GIB};
+    dax_devices[1] = (struct daxctl_dev){"dax9.0", GIB, 5, false, 256 * GIB};
+    dax_devices[2] = (struct daxctl_dev){"dax0.0", GIB, 5, false, 272 * GIB - 1};
+    dax_devices[3] = (struct daxctl_dev){"dax1.0", GIB, 5, false, UINT64_MAX};
+    n_dax = 4;
+    cxl_devices[0] = (struct cxl_memdev){"mem2", 0, GIB, 1, {unused, &cxl_regions[0]}};
+    cxl_devices[1] = (struct cxl_memdev){"mem0", 0, GIB, 1, {NULL}};
+    cxl_devices[2] = (struct cxl_memdev){"mem1", 0, GIB, 1, {&cxl_regions[0], &cxl_regions[1]}};
+    n_cxl = 3;
+    list = list_of(AVAIL);
+    assert_int_equal(list->n, 10);
+    for (uint32_t i = 3; i < 10; i++) {
+        static const char *const want[][2] = {{"dax0.0", "region0"}, {"dax1.0", ""}, {"dax9.0", "region0"},
+                                              {"dax10.0", ""},       {"mem0", ""},   {"mem1", "region0,region1"},
+                                              {"mem2", "region0"}};
+
+        assert_string_equal(list->memories[i].name, want[i - 3][0]);
+        assert_string_equal(list->memories[i].regions, want[i - 3][1]);
+    }
+    assert_ptr_equal(list->best, &list->memories[3]);
+    nkv_memory_list_close(list);
+}
+
 static void test_libraries_fail(void **state)
 {
     struct nkv_memory_list *list;
@@ -432,8 +525,8 @@ static void test_out_of_memory(void **state)
     uint64_t n;
 
     (void)state;
-    dax_devices[0] = (struct daxctl_dev){"dax0.1", GIB, -1, false};
-    cxl_devices[0] = (struct cxl_memdev){"mem0", GIB, 0, 0};
+    dax_devices[0] = (struct daxctl_dev){"dax0.1", GIB, -1, false, 0};
+    cxl_devices[0] = (struct cxl_memdev){"mem0", GIB, 0, 0, {NULL}};
     n_dax = n_cxl = 1;
     nkv_mem_fail_at(0);
     nkv_memory_list_close(list_of(AVAIL));
@@ -457,7 +550,8 @@ int main(void)
         TEST(test_one_node),        TEST(test_hostile_files),
         TEST(test_hostile_meminfo), TEST(test_no_sys_at_all),
         TEST(test_hidden_cpulist),  TEST(test_devices),
-        TEST(test_libraries_fail),  TEST(test_out_of_memory),
+        TEST(test_regions),         TEST(test_libraries_fail),
+        TEST(test_out_of_memory),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -65,11 +65,15 @@ static void compare_runs(bool process)
             n_good[cmd.op]++;
     }
     for (uint32_t op = 1; op < NKV_OP_COUNT; op++)
-        if (n_good[op] <= 10)
+        if (n_good[op] <= 5)
             fail_msg("op %u succeeded %u times", op, n_good[op]);
     assert_true(rig_stat(&here).used_bytes == rig_stat(&there).used_bytes && rig_stat(&here).used_bytes > 0);
     assert_int_equal(rig_stat(&here).n_sequences, rig_stat(&there).n_sequences);
     rig_close(&here);
+    rig_close(&there);
+    server_await_clients(&server, 0);
+    attach(&there, &server, &hostile_shape);
+    remove_published(&there);
     rig_close(&there);
     server_await_clients(&server, 0);
     assert_true(server_stat(&server).used_bytes == 0);
@@ -237,7 +241,7 @@ static void the_shape_is_that_of_the_first_client(void **state)
 
 static void another_version_is_refused_by_name(void **state)
 {
-    struct nkv_wire_request hello = {.head = nkv_wire_head(NKV_WIRE_HELLO), .abi = NKV_DEVICE_ABI};
+    struct nkv_wire_request hello = {.head = nkv_wire_head(NKV_WIRE_HELLO), .abi = NKV_DEVICE_ABI, .id = 1};
     struct nkv_wire_answer answer;
     struct server server;
     int fd = -1;

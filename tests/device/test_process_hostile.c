@@ -61,8 +61,10 @@ static int ask(struct attacker *a, enum nkv_wire_kind kind, uint64_t bytes, stru
     struct nkv_wire_request request = {
         .head = nkv_wire_head(kind), .abi = NKV_DEVICE_ABI, .bytes = bytes, .shape = hostile_shape};
     struct nkv_wire_answer answer;
-    int fd = -1, status = nkv_wire_ask(a->fd, &request, &answer, sizeof answer, &fd);
+    int fd = -1, status;
 
+    request.id = kind == NKV_WIRE_HELLO ? next_random(&a->random) : 0;
+    status = nkv_wire_ask(a->fd, &request, &answer, sizeof answer, &fd);
     if (status < 0)
         return status;
     assert_int_equal(nkv_region_attach(fd, answer.bytes, first), 0);
@@ -164,6 +166,7 @@ static void noise_on_the_socket(struct attacker *a)
         request.head.kind = (uint16_t)pick(&a->random, 8);
         request.head.version = (uint16_t)(NKV_WIRE_VERSION + (pick(&a->random, 8) == 0));
         request.bytes = next_random(&a->random) >> pick(&a->random, 64);
+        request.id = pick(&a->random, 4);
         memcpy(&request.shape, message, sizeof request.shape);
         memcpy(message, &request, sizeof request);
         n = pick(&a->random, 4) ? sizeof request : pick(&a->random, sizeof request);
@@ -215,6 +218,7 @@ static void a_hostile_client_harms_nobody(void **state)
             a.n_drops += is_dropped(&a);
             go(&a);
             server_await_clients(&server, 1);
+            remove_published(&rig);
             assert_true(rig_stat(&rig).used_bytes == own);
             come(&a);
         }
@@ -228,6 +232,7 @@ static void a_hostile_client_harms_nobody(void **state)
         server_pause();
     assert_int_equal(count_files(), n_files);
     check_victim(&rig, &model);
+    remove_published(&rig);
     assert_true(rig_stat(&rig).used_bytes == own);
     model_close(&model);
     rig_close(&rig);

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* remote.h: a device that is looked into without a model: a context over it, of the shape that it has. */
+#ifndef NKV_CLI_REMOTE_H
+#define NKV_CLI_REMOTE_H
+
+#include <jansson.h>
+#include <nearkv/nearkv.h>
+
+struct remote {
+    const char *spec;
+    struct nkv_kv_shape shape; /* all 0: it has none yet, and context is NULL */
+    struct nkv_device *device;
+    struct nkv_context *context;
+};
+
+/* spec: unix:PATH. shape: what it is opened with where it has none yet; NULL: then it is not opened. returns: CLI_OK,
+ * CLI_USAGE, CLI_FAILED with a message; remote_close is right after any of them. */
+int remote_open(struct remote *remote, const char *spec, const struct nkv_kv_shape *shape);
+void remote_close(struct remote *remote);
+
+/* What `nearkv pnm` and `nearkv session` do alike. returns: CLI_OK, or CLI_FAILED with a message. */
+int remote_list(const struct remote *remote, bool json);
+int remote_show(const struct remote *remote, const char *name, bool json);
+int remote_remove(const struct remote *remote, const char *name);
+
+#endif

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* nearkv session: sessions as things that are listed, removed, and carried from one device to another as a file. */
+#define _GNU_SOURCE
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+#include "commands.h"
+#include "progress.h"
+#include "remote.h"
+
+static const char usage[] =
+    "usage: nearkv session export NAME FILE --device unix:PATH\n"
+    "       nearkv session import FILE --device unix:PATH [--name NAME]\n"
+    "       nearkv session list --device unix:PATH [--json]\n"
+    "       nearkv session remove NAME --device unix:PATH\n"
+    "Sessions of `nearkv run --session NAME`: writes one to a file, makes one of a file, lists\n"
+    "them, removes one.\n"
+    "\n"
+    "  --device SPEC   the device that holds them: unix:PATH (nearkv pnmd)\n"
+    "  --name NAME     import: under this name, not the one in the file\n"
+    "  --json          list: one JSON object on stdout\n";
+
+enum { DEVICE = 256, NAME, JSON, HELP };
+
+static const struct option long_options[] = {
+    {"device", required_argument, NULL, DEVICE},
+    {"name", required_argument, NULL, NAME},
+    {"json", no_argument, NULL, JSON},
+    {"help", no_argument, NULL, HELP},
+    {NULL, 0, NULL, 0},
+};
+
+struct options {
+    const char *what, *session, *file; /* NULL where `what` takes none */
+    const char *device, *name;
+    bool json;
+};
+
+static const struct {
+    const char *what, *arguments;
+    int n;
+} verbs[] = {
+    {"export", "NAME FILE", 2},
+    {"import", "FILE", 1},
+    {"list", "", 0},
+    {"remove", "NAME", 1},
+};
+
+static int read_arguments(int argc, char **argv, struct options *o)
+{
+    size_t i = 0;
+
+    while (i < 4 && (argc == 0 || strcmp(argv[0], verbs[i].what) != 0))
+        i++;
+    if (i == 4)
+        return cli_usage("say what to do: nearkv session export, import, list or remove");
+    o->what = verbs[i].what;
+    if (argc - 1 != verbs[i].n)
+        return cli_usage("usage: nearkv session %s %s --device unix:PATH", o->what, verbs[i].arguments);
+    o->session = i == 0 || i == 3 ? argv[1] : NULL;
+    o->file = i < 2 ? argv[argc - 1] : NULL;
+    if (!o->device)
+        return cli_usage("nearkv session %s: name the device: --device unix:PATH", o->what);
+    if (o->name && i != 1)
+        return cli_usage("--name is for nearkv session import");
+    if (o->json && i != 2)
+        return cli_usage("--json is for nearkv session list");
+    return CLI_OK;
+}
+
+/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
+static int read_options(int argc, char **argv, struct options *o)
+{
+    int flag;
+
+    while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        if (flag == HELP) {
+            fputs(usage, stdout);
+            return -1;
+        }
+        if (flag == DEVICE && o->device)
+            return cli_usage("--device: give one");
+        if (flag == DEVICE)
+            o->device = optarg;
+        else if (flag == NAME)
+            o->name = optarg;
+        else if (flag == JSON)
+            o->json = true;
+        else
+            return cli_usage("see nearkv session --help for the options");
+    }
+    return read_arguments(argc - optind, argv + optind, o);
+}
+
+static int export(const struct remote *remote, const struct options *o)
+{
+    struct progress progress;
+    int status;
+
+    if (!remote->context)
+        return cli_fail("%s: no session '%s': the device holds nothing yet", remote->spec, o->session);
+    progress_start(&progress, "export", "bytes");
+    status = nkv_session_export(remote->context, o->session, o->file, progress_update, &progress);
+    progress_end(&progress);
+    if (status == NKV_ECANCELED)
+        return cli_fail("interrupted: %s was not written", o->file);
+    return status < 0 ? cli_fail("%s", nkv_last_error()) : CLI_OK;
+}
+
+static int import(const struct remote *remote, const struct options *o)
+{
+    struct progress progress;
+    int status;
+
+    progress_start(&progress, "import", "bytes");
+    status = nkv_session_import(remote->context, o->file, o->name, progress_update, &progress);
+    progress_end(&progress);
+    if (status == NKV_ECANCELED)
+        return cli_fail("interrupted: nothing was left on %s", remote->spec);
+    return status < 0 ? cli_fail("%s", nkv_last_error()) : CLI_OK;
+}
+
+static int run(const struct options *o)
+{
+    struct nkv_session_file_info info;
+    struct remote remote;
+    bool imports = strcmp(o->what, "import") == 0;
+    int rc;
+
+    if (imports && nkv_session_file_info(o->file, &info) < 0)
+        return cli_fail("%s", nkv_last_error());
+    rc = remote_open(&remote, o->device, imports ? &info.shape : NULL);
+    if (rc == CLI_OK && imports)
+        rc = import(&remote, o);
+    else if (rc == CLI_OK && strcmp(o->what, "export") == 0)
+        rc = export(&remote, o);
+    else if (rc == CLI_OK && strcmp(o->what, "list") == 0)
+        rc = remote_list(&remote, o->json);
+    else if (rc == CLI_OK)
+        rc = remote_remove(&remote, o->session);
+    remote_close(&remote);
+    return rc;
+}
+
+int session_main(int argc, char **argv)
+{
+    struct options o = {0};
+    int rc = read_options(argc, argv, &o);
+
+    if (rc != CLI_OK)
+        return rc < 0 ? CLI_OK : rc;
+    progress_catch_interrupt();
+    return run(&o);
+}
