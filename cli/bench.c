@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "parallel.h"
 
 static const struct {
     const char *name;
@@ -36,7 +37,7 @@ int bench_main(int argc, char **argv)
         if (strcmp(argv[1], benches[i].name) != 0)
             continue;
         argv[1] = argv[0]; /* getopt's messages begin with it */
-        return benches[i].main(argc - 1, argv + 1);
+        return parallel_bench(argc - 1, argv + 1, benches[i].main);
     }
     if (argc > 1)
         fprintf(stderr, "nearkv: no benchmark '%s'\n", argv[1]);

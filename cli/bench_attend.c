@@ -54,7 +54,7 @@ static const char usage[] =
     "  --fresh-queries     a new random query each step (else one query: what it selects stays in the CPU's cache)\n"
     "  --steps N           timed steps (50)\n"
     "  --threads N         threads of the device (one per CPU)\n"
-    "  --device SPEC       the PNM device: cpu, unix:PATH (cpu)\n"
+    "  --device SPEC       the PNM device: cpu, unix:PATH, under mpirun mpi:RANK (cpu)\n"
     "  --json              one JSON object on stdout\n";
 
 enum {

@@ -25,7 +25,7 @@ struct options {
 static const char usage[] = "usage: nearkv bench device [options]\n"
                             "Times the round trip of an empty command, one at a time.\n"
                             "\n"
-                            "  --device SPEC       cpu, unix:PATH (cpu)\n"
+                            "  --device SPEC       cpu, unix:PATH, under mpirun mpi:RANK (cpu)\n"
                             "  --trips N           timed round trips (20000)\n"
                             "  --threads N         threads of the device, where it is this process's (one per CPU)\n"
                             "  --json              one JSON object on stdout\n";

@@ -13,14 +13,26 @@
 #include <stdlib.h>
 #include <string.h>
 
+static bool holds_messages;
+static char message[4096]; /* the last one */
+
 static void report(const char *format, va_list args)
 {
-    char message[4096];
-
     vsnprintf(message, sizeof message, format, args);
     for (char *c = message; *c; c++) /* names come from files: a terminal must not obey them */
         *c = iscntrl((unsigned char)*c) ? '?' : *c;
-    fprintf(stderr, "nearkv: %s\n", message);
+    if (!holds_messages)
+        fprintf(stderr, "nearkv: %s\n", message);
+}
+
+void cli_hold_messages(void)
+{
+    holds_messages = true;
+}
+
+void cli_tell_message(uint32_t rank)
+{
+    fprintf(stderr, "nearkv: rank %u: %s\n", rank, message);
 }
 
 int cli_fail(const char *format, ...)
@@ -157,7 +169,8 @@ const char *cli_bytes(uint64_t bytes)
 
 bool cli_is_remote(const char *spec)
 {
-    return strncmp(spec, "unix:", 5) == 0 || strstr(spec, ":unix:");
+    return strncmp(spec, "unix:", 5) == 0 || strstr(spec, ":unix:") || strncmp(spec, "mpi:", 4) == 0 ||
+           strstr(spec, ":mpi:");
 }
 
 uint32_t cli_cpus(void)

@@ -11,6 +11,10 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 int cli_fail(const char *format, ...) NKV_PRINTF(1, 2);
 int cli_usage(const char *format, ...) NKV_PRINTF(1, 2);
 
+/* From now on messages are not printed; the last one is kept. tell: prints it, with the number of this rank. */
+void cli_hold_messages(void);
+void cli_tell_message(uint32_t rank);
+
 /*
  * A whole number with an optional suffix K, M or G (powers of 1024) from low to high. returns: CLI_OK or CLI_USAGE with
  * a message that names flag, value and range.

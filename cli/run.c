@@ -20,6 +20,8 @@ enum {
     OPTION_TOP_K,
     OPTION_TOP_P,
     OPTION_SEED,
+    OPTION_TP,
+    OPTION_PNM_RANKS,
     OPTION_SESSION,
     OPTION_CONTINUE,
     OPTION_MEMORY,
@@ -41,6 +43,8 @@ static void print_help(void)
            "  --top-k K               sample from the K likeliest; 0: all (0)\n"
            "  --top-p P               sample from the likeliest that make up P (1)\n"
            "  --seed S                of sampling (0)\n"
+           "  --tp N                  dense layers in N processes (1): mpirun -n N nearkv run ...\n"
+           "  --pnm-ranks N           N more processes that are the PNM devices (none: devices in rank 0)\n"
            "  --session NAME          the sequence stays on the device under that name; the next run with it, or with "
            "a text\n"
            "                          that begins alike, feeds only what is new\n"
@@ -75,6 +79,10 @@ static int own_option(struct run_options *o, int option, const char *arg)
         return cli_float("--top-p", arg, 0, 1, &o->sampler.top_p);
     case OPTION_SEED:
         return cli_u64("--seed", arg, 0, UINT64_MAX, &o->sampler.seed);
+    case OPTION_TP:
+        return parallel_option("--tp", arg, &o->parallel.n_tp);
+    case OPTION_PNM_RANKS:
+        return parallel_option("--pnm-ranks", arg, &o->parallel.n_pnm);
     case OPTION_SESSION:
         o->session_name = arg;
         return CLI_OK;
@@ -106,6 +114,8 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"top-k", required_argument, NULL, OPTION_TOP_K},
         {"top-p", required_argument, NULL, OPTION_TOP_P},
         {"seed", required_argument, NULL, OPTION_SEED},
+        {"tp", required_argument, NULL, OPTION_TP},
+        {"pnm-ranks", required_argument, NULL, OPTION_PNM_RANKS},
         {"session", required_argument, NULL, OPTION_SESSION},
         {"memory", required_argument, NULL, OPTION_MEMORY},
         {"continue", no_argument, NULL, OPTION_CONTINUE},
@@ -118,6 +128,8 @@ static int parse(int argc, char **argv, struct run_options *o)
 
     *o = (struct run_options){.max_tokens = 128, .sampler = {.size = sizeof o->sampler, .top_p = 1}};
     session_defaults(&o->session);
+    if (parallel_launched())
+        o->session.n_threads = 0; /* not given: parallel_roles knows how many there are for each process */
     while (rc == CLI_OK && (option = getopt_long(argc, argv, "m:f:p:n:", options, NULL)) != -1) {
         if (option == OPTION_HELP) {
             print_help();
@@ -131,6 +143,8 @@ static int parse(int argc, char **argv, struct run_options *o)
         rc = cli_usage("nothing to answer: give text with -p TEXT, -f FILE or both");
     if (rc == CLI_OK && !(o->sampler.top_p > 0))
         rc = cli_usage("--top-p 0: no token is left to choose from; give more than 0, or --temp 0 for the likeliest");
+    if (rc == CLI_OK && (o->parallel.n_tp || o->parallel.n_pnm) && (o->session.memory || o->session.reconnect_s))
+        rc = cli_usage("--memory and --reconnect are for a run of one process: leave out --tp and --pnm-ranks");
     if (rc == CLI_OK)
         rc = run_session_check(o);
     return rc == CLI_OK ? session_check(&o->session) : rc;
@@ -435,6 +449,7 @@ static int run_all(struct run *run)
     struct session_need need;
     int rc = session_open_model(&run->session, &run->options.session);
 
+    rc = parallel_shard(&run->parallel, rc, run->session.model);
     if (rc == CLI_OK && run->options.session_name)
         rc = run_session_look(run);
     if (rc == CLI_OK)
@@ -475,6 +490,31 @@ static void run_close(struct run *run)
     session_close(&run->session);
 }
 
+/* A compute rank but the first: its part of the model, and a decoder that does what rank 0's does. */
+static int follow(struct run *run)
+{
+    int rc = session_open_model(&run->session, &run->options.session);
+
+    rc = parallel_shard(&run->parallel, rc, run->session.model);
+    if (rc != CLI_OK)
+        return rc;
+    rc = session_open_decoder(&run->session, run->options.n_prompts ? run->options.n_prompts : 1);
+    return parallel_follow(&run->parallel, rc == CLI_OK ? run->session.decoder : NULL);
+}
+
+static int run_role(struct run *run)
+{
+    int rc;
+
+    if (parallel_is_device(&run->parallel))
+        return parallel_serve(&run->parallel);
+    if (!parallel_follows(&run->parallel))
+        progress_catch_interrupt();
+    rc = parallel_follows(&run->parallel) ? follow(run) : run_all(run);
+    run_close(run);
+    return rc;
+}
+
 int run_main(int argc, char **argv)
 {
     struct run *run = calloc(1, sizeof *run);
@@ -482,12 +522,14 @@ int run_main(int argc, char **argv)
 
     if (!run)
         return cli_fail("out of memory");
-    rc = parse(argc, argv, &run->options);
-    if (rc == CLI_OK) {
-        progress_catch_interrupt();
-        rc = run_all(run);
-        run_close(run);
-    }
+    rc = parallel_begin(&run->parallel);
+    if (rc == CLI_OK)
+        rc = parse(argc, argv, &run->options);
+    run->parallel.options = run->options.parallel;
+    rc = parallel_roles(&run->parallel, rc, &run->options.session);
+    if (rc == CLI_OK)
+        rc = run_role(run);
+    rc = parallel_end(&run->parallel, rc);
     free(run);
     return rc < 0 ? CLI_OK : rc;
 }

@@ -4,12 +4,14 @@
 #define NKV_CLI_RUN_H
 
 #include "generate.h"
+#include "parallel.h"
 #include "text.h"
 
 #define RUN_MAX_PROMPTS 64u
 
 struct run_options {
     struct session_options session;
+    struct parallel_options parallel;
     const char *file;
     const char *prompts[RUN_MAX_PROMPTS];
     uint32_t n_prompts;
@@ -27,6 +29,7 @@ struct prompt {
 
 struct run {
     struct run_options options;
+    struct parallel parallel;
     struct session session;
     uint32_t n; /* sequences */
     struct prompt prompts[RUN_MAX_PROMPTS];

@@ -195,6 +195,8 @@ int run_report_json(const struct run *run)
     add_times(run, root);
     add_stats(run, root, &stats);
     add_devices(run, root);
+    if (run->parallel.mpi)
+        json_object_set_new(root, "parallel", parallel_json(&run->parallel));
     if (run->options.session_name)
         json_object_set_new(root, "session", run_session_json(run));
     return text_print_json(root);

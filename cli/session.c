@@ -79,14 +79,20 @@ int session_open_model(struct session *session, const struct session_options *op
     return CLI_OK;
 }
 
-int session_work_bytes(const struct session *session, uint32_t max_batch, uint64_t *bytes_out)
+static struct nkv_decoder_options decoder_options(const struct session *session, uint32_t max_batch)
 {
-    struct nkv_decoder_options decoder = {
-        .size = sizeof decoder,
+    return (struct nkv_decoder_options){
+        .size = sizeof(struct nkv_decoder_options),
         .n_threads = session->options.n_threads,
         .max_batch = max_batch,
         .chunk_tokens = CHUNK_TOKENS,
+        .comm = session->options.comm,
     };
+}
+
+int session_work_bytes(const struct session *session, uint32_t max_batch, uint64_t *bytes_out)
+{
+    struct nkv_decoder_options decoder = decoder_options(session, max_batch);
     struct estimate program = {
         .shape = session->shape,
         .mode = session->options.seq.mode,
@@ -197,7 +203,16 @@ static int open_compute(struct session *session, uint64_t capacity_bytes)
     return CLI_OK;
 }
 
-static int open_decoder(struct session *session, uint32_t max_batch)
+int session_open_decoder(struct session *session, uint32_t max_batch)
+{
+    struct nkv_decoder_options options = decoder_options(session, max_batch);
+
+    if (nkv_decoder_open(session->model, session->context, &options, &session->decoder) < 0)
+        return cli_fail("%s", nkv_last_error());
+    return CLI_OK;
+}
+
+static int open_context(struct session *session, uint32_t max_batch)
 {
     struct nkv_context_options context = {
         .size = sizeof context,
@@ -209,17 +224,10 @@ static int open_decoder(struct session *session, uint32_t max_batch)
         .max_tokens = max_batch > CHUNK_TOKENS ? max_batch : CHUNK_TOKENS,
         .record_scores = session->options.trace != NULL,
     };
-    struct nkv_decoder_options decoder = {
-        .size = sizeof decoder,
-        .n_threads = session->options.n_threads,
-        .max_batch = max_batch,
-        .chunk_tokens = CHUNK_TOKENS,
-    };
 
-    if (nkv_context_open(&context, &session->context) < 0 ||
-        nkv_decoder_open(session->model, session->context, &decoder, &session->decoder) < 0)
+    if (nkv_context_open(&context, &session->context) < 0)
         return cli_fail("%s", nkv_last_error());
-    return CLI_OK;
+    return session_open_decoder(session, max_batch);
 }
 
 int session_open_pnm(struct session *session, uint64_t capacity_bytes)
@@ -243,7 +251,7 @@ int session_open_devices(struct session *session, const struct session_need *nee
         rc = session_open_pnm(session, need->device_bytes);
     if (rc == CLI_OK)
         rc = open_compute(session, need->compute_bytes);
-    return rc == CLI_OK ? open_decoder(session, need->max_batch) : rc;
+    return rc == CLI_OK ? open_context(session, need->max_batch) : rc;
 }
 
 int session_check_devices(const struct session *session)

@@ -24,8 +24,9 @@ struct session_options {
     uint32_t n_devices; /* --devices; 0: not given */
     uint32_t n_threads;
     const char *trace;
-    const char *memory;   /* of the devices of this process; NULL: ordinary memory */
-    uint32_t reconnect_s; /* how long a lost device is waited for; 0: not at all */
+    const char *memory;    /* of the devices of this process; NULL: ordinary memory */
+    uint32_t reconnect_s;  /* how long a lost device is waited for; 0: not at all */
+    struct nkv_comm *comm; /* the processes that share the dense layers; NULL: this one alone */
 };
 
 enum {
@@ -99,6 +100,8 @@ int session_open_model(struct session *session, const struct session_options *op
 int session_open_pnm(struct session *session, uint64_t capacity_bytes);
 /* Opens devices of the stated capacity, context and decoder, after checking that there is memory for them. */
 int session_open_devices(struct session *session, const struct session_need *need);
+/* The decoder alone, of a process that follows another (nkv_decoder_follow). */
+int session_open_decoder(struct session *session, uint32_t max_batch);
 /* At the end of the work: what a device has still to say, such as a trace that could not be written. returns: CLI_OK,
  * or CLI_FAILED with a message. */
 int session_check_devices(const struct session *session);

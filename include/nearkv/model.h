@@ -14,6 +14,7 @@
 #define NEARKV_MODEL_H
 
 #include <nearkv/nearkv.h>
+#include <nearkv/parallel.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -49,6 +50,14 @@ NKV_API int nkv_model_open_random(const char *shape, enum nkv_dtype dtype, uint6
 /* The same with weights of zero, which take no memory before they are read: to ask what it would need. */
 NKV_API int nkv_model_open_blank(const char *shape, enum nkv_dtype dtype, struct nkv_model **model_out);
 NKV_API void nkv_model_close(struct nkv_model *model);
+/*
+ * Keeps of the dense layers the part of process comm->rank of comm->size: rows of q, k, v, gate, up and the output
+ * matrix, columns of o and down, which are copied; the file's other rows are never read. With more processes than KV
+ * heads each has one, some the same. Once per model, before a decoder is opened on it.
+ * returns: 0; NKV_EINVAL: heads or widths cannot be divided so, with the numbers of processes that they can;
+ * NKV_ENOMEM.
+ */
+NKV_API int nkv_model_shard(struct nkv_model *model, const struct nkv_comm *comm);
 NKV_API void nkv_model_info(const struct nkv_model *model, struct nkv_model_info *info_out);
 /*
  * A number that stands for the weights and what is computed with them: a hash of a file's metadata and tensor table and
@@ -88,6 +97,7 @@ struct nkv_decoder_options {
     uint32_t n_threads;    /* for the dense layers; 0: one per CPU */
     uint32_t max_batch;    /* sequences per decode step; default 16 */
     uint32_t chunk_tokens; /* of prefill; default 512; the context's max_tokens must be at least this */
+    struct nkv_comm *comm; /* the processes that the model is sharded over (nkv_model_shard); NULL: this one alone */
 };
 
 /* The KV shape for a model. */
@@ -97,10 +107,22 @@ NKV_API void nkv_model_kv_shape(const struct nkv_model *model, uint32_t page_tok
  * NKV_EINVAL. */
 NKV_API int nkv_decoder_estimate(const struct nkv_model *model, const struct nkv_decoder_options *options,
                                  uint64_t *bytes_out);
-/* options: NULL or zero fields mean the defaults. The model and the context are borrowed until close. */
+/*
+ * options: NULL or zero fields mean the defaults. The model and the context are borrowed until close. With comm, rank 0
+ * has the context and makes all calls; the others have none (NULL) and call nkv_decoder_follow. They must be opened
+ * with the same options, but for threads.
+ */
 NKV_API int nkv_decoder_open(struct nkv_model *model, struct nkv_context *context,
                              const struct nkv_decoder_options *options, struct nkv_decoder **decoder_out);
 NKV_API void nkv_decoder_close(struct nkv_decoder *decoder);
+
+/*
+ * Does this process' part of what rank 0's decoder does, until nkv_follow_end. blocks. returns: 0; NKV_EDEVICE: a
+ * process is gone; NKV_ENOMEM: then the others wait for what never comes, so the job must end.
+ */
+NKV_API int nkv_decoder_follow(struct nkv_decoder *decoder);
+/* Rank 0, when its decoder is not in use any more: the other ranks return from nkv_decoder_follow. */
+NKV_API int nkv_follow_end(struct nkv_comm *comm);
 
 /*
  * Feeds tokens to one sequence (dense or sparse as the sequence was opened). logits_out: [n_vocab] of the last token,

@@ -13,6 +13,10 @@ void nkv_futex_wait(_Atomic uint32_t *word, uint32_t value);
 /* Wakes all that sleep on word. */
 void nkv_futex_wake(_Atomic uint32_t *word);
 
+/* The same for a word that several processes map. wait: for at most timeout_ns. */
+void nkv_futex_wait_shared(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns);
+void nkv_futex_wake_shared(_Atomic uint32_t *word);
+
 /*
  * Spins while *word - base < distance (modulo 2^32), for at most spin_ns, and yields now and then, as the one it waits
  * for may want the same core. returns: whether it still is.

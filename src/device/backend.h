@@ -12,6 +12,9 @@ int nkv_cpu_open(const char *args, const struct nkv_device_config *config, struc
 /* args: the path of the socket on which the device's process listens. */
 int nkv_process_open(const char *args, const struct nkv_device_config *config, struct nkv_device **device_out);
 
+/* args: the rank of the MPI job that is the device. */
+int nkv_mpi_device_open(const char *args, const struct nkv_device_config *config, struct nkv_device **device_out);
+
 /* args: the wrapper's own part of the spec. The wrapper owns inner once it is open; not when it fails to open. */
 int nkv_record_open(const char *args, const struct nkv_device_config *config, struct nkv_device *inner,
                     struct nkv_device **device_out);

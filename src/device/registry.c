@@ -18,6 +18,7 @@ static const struct backend {
 } backends[] = {
     {"cpu", nkv_cpu_open},
     {"unix", nkv_process_open},
+    {"mpi", nkv_mpi_device_open},
 };
 
 static const struct wrapper {
@@ -41,7 +42,7 @@ static int open_backend(const char *spec, const struct nkv_device_config *config
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
         if (is_name(spec, length, backends[i].name))
             return backends[i].open(spec[length] ? spec + length + 1 : "", config, device_out);
-    FAIL(NKV_EINVAL, "unknown device '%.*s': use cpu, unix:PATH, or a wrapper before it (record, fault)",
+    FAIL(NKV_EINVAL, "unknown device '%.*s': use cpu, unix:PATH, mpi:RANK, or a wrapper before it (record, fault)",
          (int)(length < 64 ? length : 64), spec);
 }
 

@@ -8,6 +8,9 @@
  * dense layers are treated in blocks of ROWS_PER_TASK tokens by the same team of threads as the dense layers: no result
  * depends on which thread does a block.
  *
+ * With several processes (options.comm) all of them run the same passes over their part of the heads and units; tp.c
+ * exchanges what the next pass needs. Rank 0 announces each step; the others are nkv_decoder_follow, this file's loop.
+ *
  * Failure: when a step stops half way through the layers (memory), the sequences that it touched are cut back to their
  * committed length. A sequence that its device fails is marked by the context and passed over; its rows hold zeros or
  * garbage that nobody reads.
@@ -15,7 +18,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "model/ops.h"
-#include "model/weights.h"
+#include "model/tp.h"
 
 #include <string.h>
 
@@ -29,14 +32,19 @@ struct nkv_decoder {
     struct nkv_context *context;
     struct nkv_team *team;
     struct nkv_fc *fc;
+    struct nkv_comm *comm;
+    struct nkv_tp tp;
     uint32_t n_threads, max_batch, chunk_tokens;
     struct nkv_attend_item *items; /* [max_batch] */
     uint32_t *positions;           /* [rows] */
     float *cos_sin;                /* [rows][n_rot / 2][2] */
     float *x, *h;                  /* [rows][n_embd]: the residual stream; a layer's input or output */
-    float *q, *attended;           /* [rows][n_heads][head_dim] */
-    float *k, *v;                  /* [rows][n_kv_heads][head_dim] */
-    float *gate, *up;              /* [rows][n_ff] */
+    float *q, *attended;           /* [rows][n_heads][head_dim], where there is a context */
+    float *k, *v;                  /* [rows][n_kv_heads][head_dim], too */
+    float *gate, *up;              /* [rows][n_ff of this process] */
+    struct nkv_tp_rows part;       /* of this step: this process' heads; alone: q, k, v, attended */
+    int32_t *tokens;               /* [rows], of a step of several processes */
+    int led_status;                /* of rank 0's attention, in a step that is followed */
     struct nkv_decode_times times;
 };
 
@@ -63,6 +71,7 @@ static int resolve_options(const struct nkv_decoder_options *options, struct nkv
     d->n_threads = options->n_threads ? options->n_threads : nkv_cpu_count();
     d->max_batch = options->max_batch ? options->max_batch : DEFAULT_BATCH;
     d->chunk_tokens = options->chunk_tokens ? options->chunk_tokens : DEFAULT_CHUNK;
+    d->comm = options->comm;
     if (rows_of(d) > MAX_ROWS)
         FAIL(NKV_EINVAL, "a batch of %u sequences or a chunk of %u tokens: they must be at most %u", d->max_batch,
              d->chunk_tokens, MAX_ROWS);
@@ -81,20 +90,16 @@ struct buffer {
 
 #define N_BUFFERS 9
 
-/* The activations, each [rows][width]. */
+/* The activations, each [rows][width]. Who follows has no use for those of all heads. */
 static void list_buffers(struct nkv_decoder *d, const struct nkv_model *model, struct buffer buffers_out[N_BUFFERS])
 {
     const struct nkv_model_info *info = &model->info;
+    const bool leads = !d->comm || d->comm->rank == 0;
+    const uint32_t nq = leads ? nkv_q_rows(info) : 0, nkv = leads ? nkv_kv_rows(info) : 0;
     const struct buffer buffers[N_BUFFERS] = {
-        {&d->cos_sin, model->n_rot},
-        {&d->x, info->n_embd},
-        {&d->h, info->n_embd},
-        {&d->q, nkv_q_rows(info)},
-        {&d->attended, nkv_q_rows(info)},
-        {&d->k, nkv_kv_rows(info)},
-        {&d->v, nkv_kv_rows(info)},
-        {&d->gate, info->n_ff},
-        {&d->up, info->n_ff},
+        {&d->cos_sin, model->n_rot}, {&d->x, info->n_embd}, {&d->h, info->n_embd}, {&d->q, nq},
+        {&d->attended, nq},          {&d->k, nkv},          {&d->v, nkv},          {&d->gate, model->shard.n_ff},
+        {&d->up, model->shard.n_ff},
     };
 
     memcpy(buffers_out, buffers, sizeof buffers);
@@ -108,7 +113,8 @@ int nkv_decoder_estimate(const struct nkv_model *model, const struct nkv_decoder
 
     TRY(resolve_options(options, &d));
     list_buffers(&d, model, buffers);
-    bytes = nkv_fc_bytes(d.n_threads, rows_of(&d), max_cols(&model->info));
+    bytes = nkv_fc_bytes(d.n_threads, rows_of(&d), max_cols(&model->info)) +
+            nkv_tp_bytes(model, d.comm, rows_of(&d), d.max_batch);
     for (size_t i = 0; i < N_BUFFERS; i++)
         bytes += buffers[i].width * rows_of(&d) * sizeof(float);
     *bytes_out = bytes;
@@ -124,10 +130,12 @@ static int allocate(struct nkv_decoder *d)
     TRY(nkv_fc_open(d->team, rows, max_cols(&d->model->info), &d->fc));
     TRY(nkv_alloc(d->max_batch, sizeof *d->items, &d->items));
     TRY(nkv_alloc(rows, sizeof *d->positions, &d->positions));
+    TRY(nkv_alloc(rows, sizeof *d->tokens, &d->tokens));
     list_buffers(d, d->model, buffers);
     for (size_t i = 0; i < N_BUFFERS; i++)
-        TRY(nkv_alloc((size_t)(rows * buffers[i].width), sizeof(float), buffers[i].at));
-    return 0;
+        if (buffers[i].width)
+            TRY(nkv_alloc((size_t)(rows * buffers[i].width), sizeof(float), buffers[i].at));
+    return nkv_tp_open(d->model, d->comm, rows, d->max_batch, &d->tp);
 }
 
 /* Rows of q, k, v and out have the model's sizes: a context of another shape would read and write past them. */
@@ -153,7 +161,10 @@ int nkv_decoder_open(struct nkv_model *model, struct nkv_context *context, const
     int status;
 
     TRY(resolve_options(options, &resolved));
-    TRY(check_context(&model->info, context));
+    if (!context && (!resolved.comm || resolved.comm->rank == 0))
+        FAIL(NKV_EINVAL, "a decoder needs a context, unless it follows another process' (comm)");
+    if (context)
+        TRY(check_context(&model->info, context));
     TRY(nkv_alloc(1, sizeof *d, &d));
     *d = resolved;
     status = allocate(d);
@@ -174,6 +185,8 @@ void nkv_decoder_close(struct nkv_decoder *d)
     list_buffers(d, d->model, buffers);
     for (size_t i = 0; i < N_BUFFERS; i++)
         nkv_free(*buffers[i].at);
+    nkv_tp_close(&d->tp);
+    nkv_free(d->tokens);
     nkv_free(d->positions);
     nkv_free(d->items);
     nkv_fc_close(d->fc);
@@ -242,20 +255,21 @@ static void rotate_row(const struct pass *pass, uint32_t t)
 {
     struct nkv_decoder *d = pass->d;
     const struct nkv_model *model = d->model;
-    const uint32_t nq = nkv_q_rows(&model->info), nkv = nkv_kv_rows(&model->info), half = model->n_rot / 2;
+    const uint32_t n_heads = model->shard.n_heads, n_kv_heads = model->shard.n_kv_heads, dim = model->info.head_dim;
+    const uint32_t nq = n_heads * dim, nkv = n_kv_heads * dim, half = model->n_rot / 2;
     const float *cos_sin = d->cos_sin + (size_t)t * model->n_rot;
-    float *q = d->q + (size_t)t * nq, *k = d->k + (size_t)t * nkv;
+    float *q = d->part.q + (size_t)t * nq, *k = d->part.k + (size_t)t * nkv;
 
     add_bias(nq, pass->layer->q_bias, q);
     add_bias(nkv, pass->layer->k_bias, k);
-    add_bias(nkv, pass->layer->v_bias, d->v + (size_t)t * nkv);
-    nkv_rope(model->info.n_heads, model->info.head_dim, half, model->rotates_halves, cos_sin, q);
-    nkv_rope(model->info.n_kv_heads, model->info.head_dim, half, model->rotates_halves, cos_sin, k);
+    add_bias(nkv, pass->layer->v_bias, d->part.v + (size_t)t * nkv);
+    nkv_rope(n_heads, dim, half, model->rotates_halves, cos_sin, q);
+    nkv_rope(n_kv_heads, dim, half, model->rotates_halves, cos_sin, k);
 }
 
 static void gate_row(const struct pass *pass, uint32_t t)
 {
-    const uint32_t n_ff = pass->d->model->info.n_ff;
+    const uint32_t n_ff = pass->d->model->shard.n_ff;
 
     nkv_silu_mul(n_ff, pass->d->up + (size_t)t * n_ff, pass->d->gate + (size_t)t * n_ff);
 }
@@ -282,36 +296,55 @@ static int run_fc(struct nkv_decoder *d, const struct nkv_fc_part *parts, uint32
     return status;
 }
 
-static int run_attention(struct nkv_decoder *d, uint32_t layer, uint32_t n_items)
+static int attend(struct nkv_decoder *d, uint32_t layer, uint32_t n_items)
 {
-    uint64_t start = nkv_now_ns();
     struct nkv_ticket *ticket = NULL;
 
     TRY(nkv_attend_begin(d->context, layer, d->items, n_items, &ticket));
-    TRY(nkv_attend_end(ticket));
+    return nkv_attend_end(ticket);
+}
+
+/* The one place where a step can fail in one process and not in the others: its status goes with the outputs. */
+static int run_attention(struct nkv_decoder *d, uint32_t layer, uint32_t n_items, uint32_t n_rows)
+{
+    uint64_t start = nkv_now_ns();
+    int status = 0;
+
+    TRY(nkv_tp_collect(&d->tp, n_rows, d->q, d->k, d->v));
+    if (d->context)
+        status = attend(d, layer, n_items);
+    TRY(nkv_tp_share(&d->tp, n_rows, d->attended, &status));
+    d->led_status = status;
     d->times.attend_ns += nkv_now_ns() - start;
-    return 0;
+    return status;
+}
+
+/* A product of this process' columns, summed over all of them. */
+static int run_summed_fc(struct nkv_decoder *d, const struct nkv_matrix *w, uint32_t n_rows, const float *x)
+{
+    const struct nkv_fc_part part = {w, d->h};
+
+    TRY(run_fc(d, &part, 1, n_rows, x));
+    return nkv_tp_sum(&d->tp, (uint64_t)n_rows * w->n_rows, d->h);
 }
 
 static int run_layer(struct nkv_decoder *d, uint32_t l, uint32_t n_items, struct pass *pass)
 {
     const struct nkv_model *model = d->model;
     const struct nkv_layer_weights *layer = &model->layers[l];
-    const struct nkv_fc_part qkv[] = {{&layer->q, d->q}, {&layer->k, d->k}, {&layer->v, d->v}};
-    const struct nkv_fc_part output = {&layer->o, d->h};
+    const struct nkv_fc_part qkv[] = {{&layer->q, d->part.q}, {&layer->k, d->part.k}, {&layer->v, d->part.v}};
     const struct nkv_fc_part gate_up[] = {{&layer->gate, d->gate}, {&layer->up, d->up}};
-    const struct nkv_fc_part down = {&layer->down, d->h};
 
     pass->layer = layer;
     TRY(run_fc(d, qkv, 3, pass->n_rows, d->h));
     run_pass(pass, rotate_row);
-    TRY(run_attention(d, l, n_items));
-    TRY(run_fc(d, &output, 1, pass->n_rows, d->attended));
+    TRY(run_attention(d, l, n_items, pass->n_rows));
+    TRY(run_summed_fc(d, &layer->o, pass->n_rows, d->part.attended));
     pass->norm = layer->ffn_norm;
     run_pass(pass, add_norm_row);
     TRY(run_fc(d, gate_up, 2, pass->n_rows, d->h));
     run_pass(pass, gate_row);
-    TRY(run_fc(d, &down, 1, pass->n_rows, d->gate));
+    TRY(run_summed_fc(d, &layer->down, pass->n_rows, d->gate));
     pass->norm = l + 1 < model->info.n_layers ? model->layers[l + 1].attn_norm : model->output_norm;
     run_pass(pass, add_norm_row);
     return 0;
@@ -321,9 +354,23 @@ static int run_layers(struct nkv_decoder *d, uint32_t n_items, uint32_t n_rows, 
 {
     struct pass pass = {.d = d, .n_rows = n_rows, .tokens = tokens, .norm = d->model->layers[0].attn_norm};
 
+    d->part = d->tp.comm ? nkv_tp_rows(&d->tp, n_rows)
+                         : (struct nkv_tp_rows){.q = d->q, .k = d->k, .v = d->v, .attended = d->attended};
     run_pass(&pass, embed_row);
     for (uint32_t l = 0; l < d->model->info.n_layers; l++)
         TRY(run_layer(d, l, n_items, &pass));
+    return 0;
+}
+
+/* As run_layers, for all processes. */
+static int lead_layers(struct nkv_decoder *d, uint32_t n_items, uint32_t n_rows, const int32_t *tokens)
+{
+    struct nkv_tp_step step = {.kind = NKV_TP_LAYERS, .n_rows = n_rows};
+
+    memcpy(d->tokens, tokens, n_rows * sizeof *tokens);
+    TRY(nkv_tp_announce(&d->tp, &step));
+    TRY(nkv_tp_tokens(&d->tp, n_rows, d->tokens, d->positions));
+    TRY(run_layers(d, n_items, n_rows, tokens));
     return nkv_step_end(d->context, d->items, n_items);
 }
 
@@ -343,7 +390,7 @@ static int roll_back(struct nkv_decoder *d, uint32_t n_items, int status)
 /* pre: items and positions are set. Leaves the normed output of every row in d->h. */
 static int run_step(struct nkv_decoder *d, uint32_t n_items, uint32_t n_rows, const int32_t *tokens)
 {
-    int status = run_layers(d, n_items, n_rows, tokens);
+    int status = lead_layers(d, n_items, n_rows, tokens);
 
     return status < 0 ? roll_back(d, n_items, status) : 0;
 }
@@ -375,11 +422,22 @@ static int check_tokens(const struct nkv_decoder *d, const int32_t *tokens, size
     return 0;
 }
 
+/* Of this process' part of the vocabulary; rank 0 puts all parts together in logits_out. */
+static int run_logits(struct nkv_decoder *d, uint32_t first_row, uint32_t n_rows, float *logits_out)
+{
+    float *y = d->tp.comm ? nkv_tp_rows(&d->tp, n_rows).logits : logits_out;
+    const struct nkv_fc_part part = {&d->model->output, y};
+
+    TRY(run_fc(d, &part, 1, n_rows, d->h + (size_t)first_row * d->model->info.n_embd));
+    return nkv_tp_logits(&d->tp, n_rows, logits_out);
+}
+
 static int logits_of(struct nkv_decoder *d, uint32_t first_row, uint32_t n_rows, float *logits_out)
 {
-    const struct nkv_fc_part part = {&d->model->output, logits_out};
+    struct nkv_tp_step step = {.kind = NKV_TP_LOGITS, .n_rows = n_rows, .first_row = first_row};
 
-    return run_fc(d, &part, 1, n_rows, d->h + (size_t)first_row * d->model->info.n_embd);
+    TRY(nkv_tp_announce(&d->tp, &step));
+    return run_logits(d, first_row, n_rows, logits_out);
 }
 
 static int prefill_chunk(struct nkv_decoder *d, struct nkv_seq *seq, const int32_t *tokens, uint32_t n)
@@ -435,4 +493,36 @@ int nkv_decode(struct nkv_decoder *d, struct nkv_seq *const *seqs, const int32_t
             memset(logits_out + (size_t)i * n_vocab, 0, n_vocab * sizeof *logits_out);
     d->times.rest_ns = nkv_now_ns() - start - d->times.fc_ns - d->times.attend_ns;
     return 0;
+}
+
+/* ---- Following ---- */
+
+/* A step that failed in rank 0 is over here, too: what it left is overwritten by the next. */
+static int follow_layers(struct nkv_decoder *d, uint32_t n_rows)
+{
+    int status;
+
+    TRY(nkv_tp_tokens(&d->tp, n_rows, d->tokens, d->positions));
+    status = run_layers(d, 0, n_rows, d->tokens);
+    return d->led_status < 0 ? 0 : status;
+}
+
+int nkv_decoder_follow(struct nkv_decoder *d)
+{
+    struct nkv_tp_step step = {0};
+
+    if (nkv_tp_leads(&d->tp))
+        FAIL(NKV_EINVAL, "rank 0 leads: it has nobody to follow");
+    for (;;) {
+        TRY(nkv_tp_announce(&d->tp, &step));
+        if (step.kind == NKV_TP_END)
+            return 0;
+        if (step.n_rows > rows_of(d) || step.first_row > rows_of(d) - step.n_rows)
+            FAIL(NKV_EINVAL, "a step of %u rows, but this process' decoder is open for %u: give all the same options",
+                 step.n_rows, rows_of(d));
+        if (step.kind == NKV_TP_LAYERS)
+            TRY(follow_layers(d, step.n_rows));
+        else
+            TRY(run_logits(d, step.first_row, step.n_rows, NULL));
+    }
 }

@@ -52,6 +52,11 @@ int nkv_model_layout(struct nkv_model *model)
     TRY(nkv_alloc(model->n_rot / 2, sizeof *model->frequency, &model->frequency));
     for (uint32_t i = 0; i < model->n_rot / 2; i++)
         model->frequency[i] = pow(model->info.rope_base, -2.0 * i / model->n_rot);
+    model->shard = (struct nkv_shard){.n_ranks = 1,
+                                      .n_heads = model->info.n_heads,
+                                      .n_kv_heads = model->info.n_kv_heads,
+                                      .n_ff = model->info.n_ff,
+                                      .n_rows = model->info.n_vocab};
     return 0;
 }
 
@@ -131,6 +136,7 @@ void nkv_model_close(struct nkv_model *model)
     nkv_free(model->output_norm);
     nkv_tokenizer_close(model->tokenizer);
     nkv_gguf_close(model->gguf);
+    nkv_region_close(&model->columns);
     nkv_region_close(&model->region);
     nkv_free(model->image);
     nkv_free(model);

@@ -161,13 +161,12 @@ struct rig {
     struct nkv_decoder *decoder;
 };
 
-static inline void rig_open(struct nkv_model *model, const char *device, enum nkv_dtype kv, uint32_t page_tokens,
-                            uint32_t n_threads, struct rig *rig)
+/* All but the decoder. */
+static inline void rig_open_devices(struct nkv_model *model, const char *device, enum nkv_dtype kv,
+                                    uint32_t page_tokens, uint32_t n_threads, struct rig *rig)
 {
     struct nkv_device_config config = {.size = sizeof config, .capacity_bytes = 16u << 20, .n_threads = n_threads};
     struct nkv_context_options context = {.size = sizeof context, .n_devices = 1, .max_batch = 4, .max_tokens = 64};
-    struct nkv_decoder_options decoder = {
-        .size = sizeof decoder, .n_threads = n_threads, .max_batch = 4, .chunk_tokens = 56};
 
     nkv_model_kv_shape(model, page_tokens, kv, NKV_DIGEST_MINMAX, &config.shape);
     assert_ok(nkv_device_open(device, &config, &rig->device));
@@ -176,6 +175,15 @@ static inline void rig_open(struct nkv_model *model, const char *device, enum nk
     context.devices = &rig->device;
     context.compute = rig->compute;
     assert_ok(nkv_context_open(&context, &rig->context));
+}
+
+static inline void rig_open(struct nkv_model *model, const char *device, enum nkv_dtype kv, uint32_t page_tokens,
+                            uint32_t n_threads, struct rig *rig)
+{
+    struct nkv_decoder_options decoder = {
+        .size = sizeof decoder, .n_threads = n_threads, .max_batch = 4, .chunk_tokens = 56};
+
+    rig_open_devices(model, device, kv, page_tokens, n_threads, rig);
     assert_ok(nkv_decoder_open(model, rig->context, &decoder, &rig->decoder));
 }
 

@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Tensor parallel decoders, on threads in place of processes. The logits of every fixture, type of weights and number
+ * of processes lie within a bound of those of one process (sums of o and down are rounded in another order, nothing
+ * else differs), and are the same bits in every run. What cannot be divided is refused with what can; a step that fails
+ * leaves all of them in step.
+ */
+#define _GNU_SOURCE
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "model_fixture.h"
+#include "threads_comm.h"
+
+/* Largest difference of a logit, relative to the largest logit. Weights of f32 and f16: rounding. The others' products
+ * of many rows round activations to bf16, where the last bit of a sum may decide about the sixteen below it. */
+#define BOUND_F32  1e-5
+#define BOUND_BF16 1e-2
+
+#define N_PROMPT 70u
+#define N_STEPS  6u
+
+struct process {
+    struct threads_comm comm;
+    const void *data;
+    size_t bytes;
+    enum nkv_mode mode;
+    float *logits; /* rank 0: [N_STEPS][n_vocab] */
+    int status;
+    bool fails; /* a step, on purpose */
+    pthread_t thread;
+};
+
+static int32_t token_at(uint32_t i)
+{
+    return (int32_t)(i * 37 % 250 + 3);
+}
+
+static struct nkv_decoder_options options_of(struct process *p)
+{
+    return (struct nkv_decoder_options){.size = sizeof(struct nkv_decoder_options),
+                                        .n_threads = 2,
+                                        .max_batch = 4,
+                                        .chunk_tokens = 56,
+                                        .comm = p->comm.comm.size > 1 ? &p->comm.comm : NULL};
+}
+
+static struct nkv_seq *open_short_seq(struct rig *rig)
+{
+    struct nkv_seq_options options;
+    struct nkv_seq *seq;
+
+    nkv_seq_options_init(&options);
+    options.max_tokens = 3;
+    assert_ok(nkv_seq_open(rig->context, &options, &seq));
+    return seq;
+}
+
+/* More tokens than its sequence may hold: the first layer's attention is refused. */
+static void fail_step(struct rig *rig)
+{
+    struct nkv_seq *seq = open_short_seq(rig);
+    int32_t tokens[5] = {3, 4, 5, 6, 7};
+
+    assert_int_equal(nkv_prefill(rig->decoder, seq, tokens, 5, NULL, NULL, NULL), NKV_ENOSPC);
+    assert_int_equal(nkv_seq_length(seq), 0);
+    nkv_seq_close(seq);
+}
+
+static void lead(struct process *p, struct nkv_model *model)
+{
+    struct nkv_decoder_options options = options_of(p);
+    struct nkv_decoder *alone = NULL;
+    struct nkv_model_info info;
+    struct rig rig;
+    struct nkv_seq *seq;
+    int32_t prompt[N_PROMPT];
+
+    nkv_model_info(model, &info);
+    rig_open_devices(model, "cpu", NKV_F32, 16, 2, &rig);
+    assert_ok(nkv_decoder_open(model, rig.context, &options, &rig.decoder));
+    if (options.comm) {
+        options.comm = NULL;
+        assert_int_equal(nkv_decoder_open(model, rig.context, &options, &alone), NKV_EINVAL);
+        assert_non_null(strstr(nkv_last_error(), "the other processes"));
+    }
+    if (p->fails)
+        fail_step(&rig);
+    seq = open_seq(&rig, p->mode, 64);
+    for (uint32_t i = 0; i < N_PROMPT; i++)
+        prompt[i] = token_at(i);
+    assert_ok(nkv_prefill(rig.decoder, seq, prompt, N_PROMPT, p->logits, NULL, NULL));
+    for (uint32_t i = 1; i < N_STEPS; i++) {
+        int32_t token = token_at(N_PROMPT + i);
+
+        assert_ok(nkv_decode(rig.decoder, &seq, &token, 1, p->logits + (size_t)i * info.n_vocab));
+    }
+    nkv_seq_close(seq);
+    rig_close(&rig);
+    if (p->comm.comm.size > 1)
+        assert_ok(nkv_follow_end(&p->comm.comm));
+}
+
+static void follow(struct process *p, struct nkv_model *model)
+{
+    struct nkv_decoder_options options = options_of(p);
+    struct nkv_decoder *decoder = NULL;
+
+    p->status = nkv_decoder_open(model, NULL, &options, &decoder);
+    if (p->status == 0)
+        p->status = nkv_decoder_follow(decoder);
+    nkv_decoder_close(decoder);
+}
+
+static void *process_main(void *arg)
+{
+    struct process *p = arg;
+    struct nkv_model *model;
+
+    assert_ok(nkv_model_open_memory(p->data, p->bytes, "fixture", &model));
+    assert_ok(nkv_model_shard(model, &p->comm.comm));
+    if (p->comm.comm.rank == 0)
+        lead(p, model);
+    else
+        follow(p, model);
+    nkv_model_close(model);
+    return NULL;
+}
+
+/* The logits of n processes. */
+static void run(const void *data, size_t bytes, enum nkv_mode mode, uint32_t n, bool fails, float *logits_out)
+{
+    struct threads_group group = {.size = n};
+    struct process processes[COMM_MAX];
+
+    pthread_barrier_init(&group.barrier, NULL, n);
+    for (uint32_t r = 0; r < n; r++) {
+        processes[r] =
+            (struct process){.data = data, .bytes = bytes, .mode = mode, .logits = logits_out, .fails = fails};
+        comm_init(&processes[r].comm, &group, r);
+        if (r > 0)
+            assert_int_equal(pthread_create(&processes[r].thread, NULL, process_main, &processes[r]), 0);
+    }
+    process_main(&processes[0]);
+    for (uint32_t r = 1; r < n; r++) {
+        pthread_join(processes[r].thread, NULL);
+        assert_int_equal(processes[r].status, 0);
+    }
+    pthread_barrier_destroy(&group.barrier);
+}
+
+static double difference(const float *a, const float *b, size_t n)
+{
+    double worst = 0, largest = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs((double)a[i] - b[i]));
+        largest = fmax(largest, fabs((double)b[i]));
+    }
+    return worst / largest;
+}
+
+static bool divides(const void *data, size_t bytes, uint32_t n)
+{
+    struct threads_group group = {.size = n};
+    struct threads_comm comm;
+    struct nkv_model *model;
+    int status;
+
+    comm_init(&comm, &group, 0);
+    assert_ok(nkv_model_open_memory(data, bytes, "fixture", &model));
+    status = nkv_model_shard(model, &comm.comm);
+    nkv_model_close(model);
+    return status == 0;
+}
+
+static void compare(const char *name, enum nkv_dtype dtype, enum nkv_mode mode)
+{
+    static float alone[N_STEPS * 256], many[N_STEPS * 256], again[N_STEPS * 256];
+    const double bound = dtype == NKV_F32 || dtype == NKV_F16 ? BOUND_F32 : BOUND_BF16;
+    void *data;
+    size_t bytes;
+
+    convert_fixture(name, dtype, NULL, &data, &bytes);
+    run(data, bytes, mode, 1, false, alone);
+    for (uint32_t n = 2; n <= 4; n++) {
+        double worst;
+
+        if (!divides(data, bytes, n))
+            continue;
+        run(data, bytes, mode, n, false, many);
+        worst = difference(many, alone, N_STEPS * 256);
+        if (getenv("NKV_VERBOSE"))
+            print_message("%-10s %-5s %-5s %u processes: %.2g\n", name, nkv_dtype_name(dtype), nkv_mode_name(mode), n,
+                          worst);
+        if (!(worst <= bound) || worst == 0)
+            fail_msg("%s in %s, %u processes: logits differ by %g, bound %g (not 0)", name, nkv_dtype_name(dtype), n,
+                     worst, bound);
+        run(data, bytes, mode, n, true, again);
+        assert_memory_equal(many, again, sizeof many);
+    }
+    nkv_free(data);
+}
+
+static void test_logits_are_those_of_one_process(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_FIXTURES; i++)
+        for (int dtype = 0; dtype < NKV_DTYPE_COUNT; dtype++)
+            compare(fixture_names[i], (enum nkv_dtype)dtype, NKV_MODE_FULL);
+}
+
+static void test_modes(void **state)
+{
+    (void)state;
+    for (int mode = 0; mode < NKV_MODE_COUNT; mode++)
+        compare("llama", NKV_F32, (enum nkv_mode)mode);
+}
+
+static void test_what_cannot_be_divided_is_refused(void **state)
+{
+    static const struct {
+        const char *name;
+        enum nkv_dtype dtype;
+        uint32_t n;
+        const char *says;
+    } cases[] = {
+        {"llama", NKV_F32, 3,
+         "4 heads, 2 KV heads and 64 feed-forward units: they cannot be divided among 3 "
+         "processes, only among 1, 2, 4"},
+        {"llama", NKV_F32, 8, "only among 1, 2, 4"},
+        {"llama", NKV_Q8_0, 4, "only among 1, 2"}, /* a block of q8_0 stays whole */
+        {"llama-tied", NKV_F32, 4, "only among 1, 2"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        void *data;
+        size_t bytes;
+
+        convert_fixture(cases[i].name, cases[i].dtype, NULL, &data, &bytes);
+        assert_false(divides(data, bytes, cases[i].n));
+        if (!strstr(nkv_last_error(), cases[i].says))
+            fail_msg("\"%s\" does not say \"%s\"", nkv_last_error(), cases[i].says);
+        nkv_free(data);
+    }
+}
+
+/* Each process holds its part only, and is cut once. */
+static void test_a_part_is_a_part(void **state)
+{
+    struct threads_group group = {.size = 4};
+    struct threads_comm comm;
+    struct nkv_model_info whole, part;
+    struct nkv_model *model;
+    char path[512];
+
+    (void)state;
+    comm_init(&comm, &group, 3);
+    fixture_path("llama", "gguf", path);
+    assert_ok(nkv_model_open(path, &model));
+    nkv_model_info(model, &whole);
+    assert_ok(nkv_model_shard(model, &comm.comm));
+    nkv_model_info(model, &part);
+    assert_true(part.weight_bytes < whole.weight_bytes * 2 / 3); /* the embedding stays whole */
+    assert_int_equal(part.n_heads, whole.n_heads);
+    assert_int_equal(nkv_model_shard(model, &comm.comm), NKV_ESTATE);
+    nkv_model_close(model);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_logits_are_those_of_one_process),
+        cmocka_unit_test(test_modes),
+        cmocka_unit_test(test_what_cannot_be_divided_is_refused),
+        cmocka_unit_test(test_a_part_is_a_part),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
