@@ -51,9 +51,9 @@ struct nkv_device_config {
 };
 
 /*
- * The KV shape of the sequences that such memory holds; a file with a size is made if it does not exist. returns: 1; 0:
- * it holds none;
- * NKV_EINVAL, NKV_ENOENT, NKV_ESTATE: in use; NKV_EFORMAT, NKV_ENOTSUP, NKV_EIO, NKV_ENOSPC, NKV_ENOMEM.
+ * The KV shape of the sequences that such memory holds. returns: 1; 0: it holds none, or is a file with a size that
+ * does not exist yet; NKV_EINVAL, NKV_ENOENT, NKV_ESTATE: in use; NKV_EFORMAT, NKV_ENOTSUP, NKV_EIO, NKV_ENOSPC,
+ * NKV_ENOMEM.
  */
 NKV_API int nkv_memory_shape(const char *memory, struct nkv_kv_shape *shape_out);
 
