@@ -34,15 +34,24 @@ struct nkv_mpi_bells {
     struct bell *of[]; /* by rank; NULL: on another machine */
 };
 
+/* MPI gives memory without alignment, at the same place within a page for all who map it. */
+static struct bell *aligned(void *memory)
+{
+    return (struct bell *)nkv_round_up((uintptr_t)memory, NKV_CACHE_LINE);
+}
+
 static int map_bells(struct nkv_mpi *mpi, MPI_Comm local, uint32_t n_local, struct nkv_mpi_bells *bells)
 {
     int *ranks, rank = (int)mpi->rank, unit, code;
+    void *memory = NULL;
     MPI_Aint bytes;
 
     TRY(nkv_alloc(n_local, sizeof *ranks, &ranks));
     code = MPI_Allgather(&rank, 1, MPI_INT, ranks, 1, MPI_INT, local);
-    for (uint32_t i = 0; code == MPI_SUCCESS && i < n_local; i++)
-        code = MPI_Win_shared_query(bells->window, (int)i, &bytes, &unit, &bells->of[ranks[i]]);
+    for (uint32_t i = 0; code == MPI_SUCCESS && i < n_local; i++) {
+        code = MPI_Win_shared_query(bells->window, (int)i, &bytes, &unit, &memory);
+        bells->of[ranks[i]] = aligned(memory);
+    }
     nkv_free(ranks);
     bells->own = bells->of[rank];
     bells->all_near = n_local == mpi->size;
@@ -52,12 +61,14 @@ static int map_bells(struct nkv_mpi *mpi, MPI_Comm local, uint32_t n_local, stru
 int nkv_mpi_bells_open(struct nkv_mpi *mpi, MPI_Comm local, uint32_t n_local)
 {
     struct nkv_mpi_bells *bells;
+    void *memory = NULL;
     struct bell *own;
 
     TRY(nkv_alloc(1, sizeof *bells + mpi->size * sizeof *bells->of, &bells));
     mpi->bells = bells;
-    TRY(nkv_mpi_check(MPI_Win_allocate_shared(sizeof *own, 1, MPI_INFO_NULL, local, &own, &bells->window),
+    TRY(nkv_mpi_check(MPI_Win_allocate_shared(2 * sizeof *own, 1, MPI_INFO_NULL, local, &memory, &bells->window),
                       "making memory for bells"));
+    own = aligned(memory);
     atomic_store(&own->rings, 0);
     atomic_store(&own->sleeps, 0);
     return map_bells(mpi, local, n_local, bells);
