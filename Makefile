@@ -5,7 +5,7 @@ CTX    ?= 131072
 PREFIX ?= /usr/local
 JOBS   ?= $(shell nproc)
 
-.PHONY: all demo check check-cxl bench fmt install clean
+.PHONY: all demo soak check check-cxl bench fmt install clean
 
 all:
 	@tools/setup.sh build
@@ -20,6 +20,9 @@ check:
 
 check-cxl: all
 	@tools/check_cxl.sh
+
+soak:
+	@tools/soak.sh
 
 bench:
 	@$(MAKE) --no-print-directory all >&2

@@ -14,16 +14,20 @@
 #include "text.h"
 
 static const char usage[] = "usage: nearkv pnm stat unix:PATH [--watch] [--json]\n"
-                            "       nearkv pnm list unix:PATH [--json]\n"
-                            "       nearkv pnm show NAME unix:PATH [--json]\n"
-                            "       nearkv pnm remove NAME unix:PATH\n"
-                            "What the device process that listens on PATH does (stat), the sessions that it holds\n"
-                            "(list), one of them (show); removes one (remove).\n"
+                            "       nearkv pnm list DEVICE [--json]\n"
+                            "       nearkv pnm show NAME DEVICE [--json]\n"
+                            "       nearkv pnm remove NAME DEVICE\n"
+                            "       nearkv pnm check MEMORY [--json]\n"
+                            "What the device process that listens on PATH does (stat), the sessions that a device\n"
+                            "holds (list), one of them (show); removes one (remove). DEVICE is unix:PATH, or memory\n"
+                            "that no process has at the moment: file:PATH or dax:/dev/daxX.Y. check says what is\n"
+                            "wrong with such memory, page by page, and changes nothing; exit status 1: something is.\n"
                             "\n"
                             "  --watch      stat: again every second, until Ctrl-C or the device ends\n"
                             "  --json       one JSON object on stdout (with --watch: one a line)\n";
 
-static const char synopsis[] = "nearkv pnm stat|list unix:PATH, nearkv pnm show|remove NAME unix:PATH";
+static const char synopsis[] =
+    "nearkv pnm stat|list unix:PATH, nearkv pnm show|remove NAME unix:PATH, nearkv pnm check file:PATH";
 
 enum { WATCH = 256, JSON, HELP };
 
@@ -93,13 +97,16 @@ static int read_arguments(int argc, char **argv, struct options *o)
         if (argc != 3)
             return cli_usage("name a session and a device: nearkv pnm %s NAME unix:PATH", o->what);
         o->name = argv[1];
+    } else if (strcmp(o->what, "check") == 0) {
+        if (argc != 2 || !remote_is_memory(argv[1]))
+            return cli_usage("name memory that no process has: nearkv pnm check file:PATH or dax:/dev/daxX.Y");
     } else if (strcmp(o->what, "stat") != 0 && strcmp(o->what, "list") != 0) {
         return cli_usage("say what to do: %s", synopsis);
     } else if (argc != 2) {
         return cli_usage("name one device: nearkv pnm %s unix:PATH", o->what);
     }
     o->spec = argv[argc - 1];
-    if (strncmp(o->spec, "unix:", 5) != 0)
+    if (strncmp(o->spec, "unix:", 5) != 0 && (strcmp(o->what, "stat") == 0 || !remote_is_memory(o->spec)))
         return cli_usage("name one device: nearkv pnm %s%s unix:PATH", o->what, o->name ? " NAME" : "");
     if (o->watch && strcmp(o->what, "stat") != 0)
         return cli_usage("--watch is for nearkv pnm stat");
@@ -164,6 +171,8 @@ int pnm_main(int argc, char **argv)
 
     if (rc != CLI_OK)
         return rc < 0 ? CLI_OK : rc;
+    if (strcmp(o.what, "check") == 0)
+        return pnm_check(o.spec, o.json);
     if (strcmp(o.what, "stat") != 0)
         return on_sessions(&o);
     while ((rc = show_stat(&o)) == CLI_OK && o.watch)

@@ -169,7 +169,7 @@ int pnmd_main(int argc, char **argv)
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     if (options.log)
-        fprintf(stderr, "nearkv pnmd: %s of memory, listening on unix:%s\n",
+        fprintf(stderr, "nearkv pnmd: %s%s, listening on unix:%s\n", options.memory ? "memory " : "",
                 options.memory ? options.memory : cli_bytes(options.capacity_bytes), options.listen);
     if (nkv_serve_run(serving) < 0)
         rc = cli_fail("%s", nkv_last_error());

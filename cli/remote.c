@@ -15,24 +15,49 @@
 #include "cli.h"
 #include "text.h"
 
-int remote_open(struct remote *remote, const char *spec, const struct nkv_kv_shape *shape)
+bool remote_is_memory(const char *spec)
 {
-    struct nkv_device_config config = {.size = sizeof config};
-    struct nkv_context_options options = {.size = sizeof options, .n_devices = 1, .max_batch = 1, .max_tokens = 1};
+    return strncmp(spec, "file:", 5) == 0 || strncmp(spec, "dax:", 4) == 0;
+}
+
+/* All 0: it has none yet. */
+static int ask_shape(const char *spec, struct nkv_kv_shape *shape_out)
+{
+    struct nkv_kv_shape shape = {0};
     struct nkv_serve_stat stat;
 
-    *remote = (struct remote){.spec = spec};
-    if (strncmp(spec, "unix:", 5) != 0)
-        return cli_usage("device '%s': give unix:PATH, the socket of a nearkv pnmd", spec);
-    if (nkv_serve_stat(spec + 5, &stat) < 0)
+    if (remote_is_memory(spec)) {
+        if (nkv_memory_shape(spec, &shape) < 0)
+            return cli_fail("%s", nkv_last_error());
+    } else if (strncmp(spec, "unix:", 5) != 0) {
+        return cli_usage("device '%s': give unix:PATH, the socket of a nearkv pnmd, or file:PATH", spec);
+    } else if (nkv_serve_stat(spec + 5, &stat) < 0) {
         return cli_fail("%s: %s", spec, nkv_last_error());
-    config.shape = stat.shape;
-    if (stat.shape.n_layers == 0) {
+    } else {
+        shape = stat.shape;
+    }
+    *shape_out = shape;
+    return CLI_OK;
+}
+
+int remote_open(struct remote *remote, const char *spec, const struct nkv_kv_shape *shape)
+{
+    bool is_memory = remote_is_memory(spec);
+    struct nkv_device_config config = {
+        .size = sizeof config, .n_threads = 1, .memory = is_memory ? spec : NULL, .name = is_memory ? spec : NULL};
+    struct nkv_context_options options = {.size = sizeof options, .n_devices = 1, .max_batch = 1, .max_tokens = 1};
+    int rc;
+
+    *remote = (struct remote){.spec = spec};
+    rc = ask_shape(spec, &config.shape);
+    if (rc != CLI_OK)
+        return rc;
+    if (config.shape.n_layers == 0) {
         if (!shape)
             return CLI_OK;
         config.shape = *shape;
     }
-    if (nkv_device_open(spec, &config, &remote->device) < 0)
+    if (nkv_device_open(is_memory ? "cpu" : spec, &config, &remote->device) < 0)
         return cli_fail("%s", nkv_last_error());
     options.shape = config.shape;
     options.devices = &remote->device;

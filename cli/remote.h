@@ -13,8 +13,10 @@ struct remote {
     struct nkv_context *context;
 };
 
-/* spec: unix:PATH. shape: what it is opened with where it has none yet; NULL: then it is not opened. returns: CLI_OK,
- * CLI_USAGE, CLI_FAILED with a message; remote_close is right after any of them. */
+/* Whether a spec names memory, which this process opens, and not a process that has it. */
+bool remote_is_memory(const char *spec);
+/* spec: unix:PATH, file:PATH[:SIZE] or dax:PATH. shape: what it is opened with where it has none yet; NULL: then it is
+ * not opened. returns: CLI_OK, CLI_USAGE, CLI_FAILED with a message; remote_close is right after any of them. */
 int remote_open(struct remote *remote, const char *spec, const struct nkv_kv_shape *shape);
 void remote_close(struct remote *remote);
 

@@ -24,6 +24,7 @@ enum {
     OPTION_PNM_RANKS,
     OPTION_SESSION,
     OPTION_CONTINUE,
+    OPTION_MEMORY,
     OPTION_RECONNECT,
     OPTION_JSON,
     OPTION_HELP
@@ -47,6 +48,9 @@ static void print_help(void)
            "  --session NAME          the sequence stays on the device under that name; the next run with it, or with "
            "a text\n"
            "                          that begins alike, feeds only what is new\n"
+           "  --memory file:PATH[:SIZE]|dax:PATH   memory of the devices of this process that outlives it; a file is "
+           "made\n"
+           "                          with SIZE if it does not exist (N devices: PATH.0, PATH.1, ...)\n"
            "  --continue              TEXT comes after all that the session holds\n"
            "  --reconnect[=SECONDS]   wait for a device process that was lost and go on from there (60)\n"
            "  --json                  one JSON object on stdout (schema nearkv.run/1)\n"
@@ -82,6 +86,9 @@ static int own_option(struct run_options *o, int option, const char *arg)
     case OPTION_SESSION:
         o->session_name = arg;
         return CLI_OK;
+    case OPTION_MEMORY:
+        o->session.memory = arg;
+        return CLI_OK;
     case OPTION_CONTINUE:
         o->continues = true;
         return CLI_OK;
@@ -110,6 +117,7 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"tp", required_argument, NULL, OPTION_TP},
         {"pnm-ranks", required_argument, NULL, OPTION_PNM_RANKS},
         {"session", required_argument, NULL, OPTION_SESSION},
+        {"memory", required_argument, NULL, OPTION_MEMORY},
         {"continue", no_argument, NULL, OPTION_CONTINUE},
         {"reconnect", optional_argument, NULL, OPTION_RECONNECT},
         {"json", no_argument, NULL, OPTION_JSON},
@@ -135,6 +143,8 @@ static int parse(int argc, char **argv, struct run_options *o)
         rc = cli_usage("nothing to answer: give text with -p TEXT, -f FILE or both");
     if (rc == CLI_OK && !(o->sampler.top_p > 0))
         rc = cli_usage("--top-p 0: no token is left to choose from; give more than 0, or --temp 0 for the likeliest");
+    if (rc == CLI_OK && (o->parallel.n_tp || o->parallel.n_pnm) && (o->session.memory || o->session.reconnect_s))
+        rc = cli_usage("--memory and --reconnect are for a run of one process: leave out --tp and --pnm-ranks");
     if (rc == CLI_OK)
         rc = run_session_check(o);
     return rc == CLI_OK ? session_check(&o->session) : rc;

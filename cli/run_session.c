@@ -21,16 +21,22 @@ int run_session_check(const struct run_options *o)
 {
     const struct session_options *s = &o->session;
 
+    if (s->memory && strncmp(s->memory, "file:", 5) != 0 && strncmp(s->memory, "dax:", 4) != 0)
+        return cli_usage("--memory %s: give file:PATH[:SIZE] or dax:/dev/daxX.Y", s->memory);
+    if (s->memory && strncmp(s->memory, "dax:", 4) == 0 && session_device_count(s) > 1)
+        return cli_usage("--memory %s is one device, but there are %u", s->memory, session_device_count(s));
     if (!o->session_name)
         return o->continues ? cli_usage("--continue: name the session to go on with: --session NAME") : CLI_OK;
     if (o->n_prompts > 1)
         return cli_usage("--session holds one text, but there are %u prompts: give one -p", o->n_prompts);
-    for (uint32_t i = 0; i < s->n_specs; i++)
+    for (uint32_t i = 0; i < s->n_specs && !s->memory; i++)
         if (!cli_is_remote(s->specs[i]))
-            return cli_usage("--session: device %s ends with this run: give --device unix:PATH (nearkv pnmd)",
+            return cli_usage("--session: device %s ends with this run: give --device unix:PATH (nearkv pnmd), or "
+                             "--memory file:PATH",
                              s->specs[i]);
-    if (s->n_specs == 0)
-        return cli_usage("--session needs a device that outlives this run: give --device unix:PATH (nearkv pnmd)");
+    if (s->n_specs == 0 && !s->memory)
+        return cli_usage("--session needs a device that outlives this run: give --device unix:PATH (nearkv pnmd), or "
+                         "--memory file:PATH:SIZE");
     return CLI_OK;
 }
 

@@ -10,6 +10,7 @@
 #include <nearkv/device.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cli.h"
 #include "estimate.h"
@@ -112,6 +113,8 @@ static uint64_t local_bytes(const struct session *session, const struct session_
 {
     uint64_t n_local = session->n_devices, bytes;
 
+    if (session->options.memory) /* a file or a DAX device: not the memory that is asked for here */
+        return 0;
     for (uint32_t i = 0; i < session->options.n_specs; i++)
         n_local -= cli_is_remote(session->options.specs[i]);
     bytes = n_local * need->device_bytes;
@@ -132,11 +135,25 @@ static int check_memory(const struct session *session, const struct session_need
     return cli_check_memory(what, bytes);
 }
 
+/* file:PATH[:SIZE], for device i of several: file:PATH.i[:SIZE]. */
+static int memory_of(const struct session *session, uint32_t i, char memory_out[4096])
+{
+    const char *memory = session->options.memory, *colon = strrchr(memory, ':');
+    bool sized = colon[1] >= '0' && colon[1] <= '9' && !strchr(colon, '/') && colon != strchr(memory, ':');
+    int length = sized ? (int)(colon - memory) : (int)strlen(memory), n;
+
+    if (session->n_devices == 1)
+        n = snprintf(memory_out, 4096, "%s", memory);
+    else
+        n = snprintf(memory_out, 4096, "%.*s.%u%s", length, memory, i, memory + length);
+    return n < 4096 ? CLI_OK : cli_usage("--memory: longer than 4096 bytes");
+}
+
 static int open_device(struct session *session, uint32_t i, uint64_t capacity_bytes)
 {
     const struct session_options *o = &session->options;
     uint32_t share = o->n_threads / session->n_devices;
-    char name[32], spec[4096];
+    char name[32], spec[4096], memory[4096];
     struct nkv_device_config config = {
         .size = sizeof config,
         .shape = session->shape,
@@ -147,6 +164,11 @@ static int open_device(struct session *session, uint32_t i, uint64_t capacity_by
     int n;
 
     snprintf(name, sizeof name, "cpu%u", i);
+    if (o->memory && !(i < o->n_specs && cli_is_remote(o->specs[i]))) {
+        if (memory_of(session, i, memory) != CLI_OK)
+            return CLI_USAGE;
+        config.memory = memory;
+    }
     if (!o->trace)
         n = snprintf(spec, sizeof spec, "%s", i < o->n_specs ? o->specs[i] : "cpu");
     else if (session->n_devices == 1)

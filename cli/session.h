@@ -24,6 +24,7 @@ struct session_options {
     uint32_t n_devices; /* --devices; 0: not given */
     uint32_t n_threads;
     const char *trace;
+    const char *memory;    /* of the devices of this process; NULL: ordinary memory */
     uint32_t reconnect_s;  /* how long a lost device is waited for; 0: not at all */
     struct nkv_comm *comm; /* the processes that share the dense layers; NULL: this one alone */
 };

@@ -19,17 +19,16 @@ static const char usage[] =
     "them, removes one.\n"
     "\n"
     "  --device SPEC   the device that holds them: unix:PATH (nearkv pnmd)\n"
+    "  --memory SPEC   or memory that no process has: file:PATH[:SIZE], dax:/dev/daxX.Y\n"
     "  --name NAME     import: under this name, not the one in the file\n"
     "  --json          list: one JSON object on stdout\n";
 
-enum { DEVICE = 256, NAME, JSON, HELP };
+enum { DEVICE = 256, MEMORY, NAME, JSON, HELP };
 
 static const struct option long_options[] = {
-    {"device", required_argument, NULL, DEVICE},
-    {"name", required_argument, NULL, NAME},
-    {"json", no_argument, NULL, JSON},
-    {"help", no_argument, NULL, HELP},
-    {NULL, 0, NULL, 0},
+    {"device", required_argument, NULL, DEVICE}, {"memory", required_argument, NULL, MEMORY},
+    {"name", required_argument, NULL, NAME},     {"json", no_argument, NULL, JSON},
+    {"help", no_argument, NULL, HELP},           {NULL, 0, NULL, 0},
 };
 
 struct options {
@@ -62,7 +61,7 @@ static int read_arguments(int argc, char **argv, struct options *o)
     o->session = i == 0 || i == 3 ? argv[1] : NULL;
     o->file = i < 2 ? argv[argc - 1] : NULL;
     if (!o->device)
-        return cli_usage("nearkv session %s: name the device: --device unix:PATH", o->what);
+        return cli_usage("nearkv session %s: name the device: --device unix:PATH or --memory file:PATH", o->what);
     if (o->name && i != 1)
         return cli_usage("--name is for nearkv session import");
     if (o->json && i != 2)
@@ -80,9 +79,11 @@ static int read_options(int argc, char **argv, struct options *o)
             fputs(usage, stdout);
             return -1;
         }
-        if (flag == DEVICE && o->device)
-            return cli_usage("--device: give one");
-        if (flag == DEVICE)
+        if ((flag == DEVICE || flag == MEMORY) && o->device)
+            return cli_usage("--device, --memory: give one");
+        if (flag == MEMORY && !remote_is_memory(optarg))
+            return cli_usage("--memory %s: give file:PATH[:SIZE] or dax:/dev/daxX.Y", optarg);
+        if (flag == DEVICE || flag == MEMORY)
             o->device = optarg;
         else if (flag == NAME)
             o->name = optarg;

@@ -7,14 +7,14 @@
 set -euo pipefail
 
 build="gcc libc6-dev make cmake ninja-build pkg-config libdnnl-dev libhwloc-dev libcxl-dev libdaxctl-dev libjansson-dev libpcre2-dev libxxhash-dev libcyaml-dev libyaml-dev libcmocka-dev"
+optional="libopenmpi-dev openmpi-bin" # run --tp, --pnm-ranks
 check="$build git iproute2 clang clang-format libclang-rt-14-dev gnuplot-nox python3 python3-venv man-db"
 cxl="gcc libc6-dev qemu-system-x86 ndctl busybox-static cpio"
-optional="libopenmpi-dev openmpi-bin" # run --tp, --pnm-ranks
 
 case "${1:-}" in
 build) wanted=$build ;;
 check) wanted=$check ;;
-cxl) wanted=$cxl ;;
+cxl) wanted=$cxl optional="" ;;
 *)
     echo "usage: tools/setup.sh build|check|cxl" >&2
     exit 2
@@ -25,24 +25,28 @@ if ! command -v dpkg-query >/dev/null; then
     echo "nearkv: not a Debian system; make sure you have what these packages hold: $wanted" >&2
     exit 0
 fi
-missing=""
-for package in $wanted; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
-done
-if [ "$(id -u)" = 0 ]; then
-    for package in $optional; do
-        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+# absent PACKAGE...: those that are not installed
+absent() {
+    for package in "$@"; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || printf ' %s' "$package"
     done
-fi
-[ -z "$missing" ] && exit 0
-
+}
+# shellcheck disable=SC2086
+missing=$(absent $wanted)
+# shellcheck disable=SC2086
+wished=$(absent $optional)
 if [ "$(id -u)" != 0 ]; then
+    [ -z "$missing" ] && exit 0
     echo "nearkv: these Debian packages are missing:$missing" >&2
-    echo "nearkv: install them with: sudo apt-get update && sudo apt-get install$missing $optional" >&2
+    echo "nearkv: install them with: sudo apt-get update && sudo apt-get install$missing$wished" >&2
     exit 1
 fi
-echo "nearkv: installing$missing"
+[ -z "$missing$wished" ] && exit 0
+echo "nearkv: installing$missing$wished"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086
-apt-get install -y -qq --no-install-recommends $missing >/dev/null
+[ -z "$missing" ] || apt-get install -y -qq --no-install-recommends $missing >/dev/null
+# shellcheck disable=SC2086
+[ -z "$wished" ] || apt-get install -y -qq --no-install-recommends $wished >/dev/null ||
+    echo "nearkv: goes on without$wished" >&2

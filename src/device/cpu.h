@@ -80,6 +80,8 @@ struct nkv_cpu_config {
     int node;                  /* NUMA node, -1: any */
     const char *memory;        /* as struct nkv_device_config; then the capacity is what fits */
     bool format;               /* make what is in `memory` anew */
+    bool is_locked;            /* memory_fd holds its lock (nkv_image_lock) */
+    int memory_fd;
 };
 /*
  * Opens store, scratch and team; no thread runs commands yet. State after a failure: nkv_cpu_core_close is right. The

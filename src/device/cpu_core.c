@@ -138,6 +138,8 @@ static int open_store(struct nkv_cpu *cpu, const struct nkv_cpu_config *config)
         return nkv_store_open(&config->shape, capacity, &cpu->store);
     TRY(nkv_memory_parse(config->memory, &options, path));
     options.format = config->format;
+    options.is_locked = config->is_locked;
+    options.fd = config->memory_fd;
     return nkv_store_open_image(&config->shape, &options, &cpu->store);
 }
 

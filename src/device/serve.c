@@ -49,7 +49,6 @@ void nkv_serve_log(const struct nkv_serve *serve, const char *format, ...)
 static bool run_one(struct nkv_serve *serve, struct serve_client *client)
 {
     struct nkv_wire_head bell = nkv_wire_head(NKV_WIRE_BELL);
-    struct nkv_device_stat before, after;
     struct nkv_cmd cmd;
     struct nkv_cqe cqe;
     int status;
@@ -61,11 +60,7 @@ static bool run_one(struct nkv_serve *serve, struct serve_client *client)
         nkv_serve_drop(serve, client, nkv_last_error());
     if (status <= 0)
         return false;
-    before = nkv_cpu_read_stat(serve->cpu);
     cqe = nkv_cpu_run(serve->cpu, client->number, client->window.base, client->window_bytes, &cmd);
-    after = nkv_cpu_read_stat(serve->cpu);
-    client->used_bytes += after.used_bytes - before.used_bytes; /* modulo 2^64: it may be less */
-    client->n_sequences += after.n_sequences - before.n_sequences;
     client->n_commands++;
     client->busy_ns += cqe.end_ns - cqe.start_ns;
     if (nkv_ring_complete(&client->ring, &cqe, nkv_last_error()))
@@ -283,17 +278,25 @@ static int read_options(const struct nkv_serve_options *options, struct nkv_serv
 /* What the memory holds is served from the beginning; what holds nothing gets its shape from the first client. */
 static int open_memory(struct nkv_serve *serve)
 {
+    struct nkv_image_options options;
     struct nkv_kv_shape shape;
-    int held = 0;
+    char path[NKV_MEMORY_PATH_BYTES];
+    int held;
 
-    if (!serve->options.memory || serve->options.format)
+    if (!serve->options.memory)
         return 0;
-    held = nkv_memory_shape(serve->options.memory, &shape);
+    TRY(nkv_memory_parse(serve->options.memory, &options, path));
+    TRY(nkv_image_lock(&options, &serve->memory_fd));
+    if (serve->options.format)
+        return 0;
+    options.is_locked = true;
+    options.fd = serve->memory_fd;
+    held = nkv_image_peek(&options, &shape);
     TRY(held);
     if (held == 0)
         return 0;
     TRY(nkv_serve_open_core(serve, &shape));
-    nkv_serve_log(serve, "%u sequences are in %s", nkv_cpu_read_stat(serve->cpu).n_sequences, serve->options.memory);
+    nkv_serve_log(serve, "%s holds %u sequences", serve->options.memory, nkv_cpu_read_stat(serve->cpu).n_sequences);
     if (nkv_store_n_lost(serve->cpu->store))
         nkv_serve_log(serve, "%u sequences did not survive the crash of the system",
                       nkv_store_n_lost(serve->cpu->store));
@@ -319,7 +322,7 @@ int nkv_serve_open(const struct nkv_serve_options *options, struct nkv_serve **s
     int status;
 
     TRY(nkv_alloc(1, sizeof *serve, &serve));
-    serve->socket.fd = serve->metrics.fd = serve->stop_fd = -1;
+    serve->socket.fd = serve->metrics.fd = serve->stop_fd = serve->memory_fd = -1;
     for (uint32_t i = 0; i < NKV_SERVE_SCRAPERS; i++)
         serve->scrapers[i].fd = -1;
     serve->begin_ns = nkv_now_ns();
@@ -349,5 +352,7 @@ void nkv_serve_close(struct nkv_serve *serve)
     }
     if (serve->stop_fd >= 0)
         close(serve->stop_fd);
+    if (serve->memory_fd >= 0)
+        close(serve->memory_fd);
     nkv_free(serve);
 }

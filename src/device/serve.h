@@ -26,8 +26,7 @@ struct serve_client {
     struct nkv_region ring_memory, window;
     uint64_t window_bytes;
     struct nkv_ring_owner ring;
-    uint64_t used_bytes, n_commands, busy_ns;
-    uint32_t n_sequences;
+    uint64_t n_commands, busy_ns;
 };
 
 /* A connection to the metrics socket. */
@@ -51,6 +50,7 @@ struct nkv_serve {
     char name[64];
     struct serve_socket socket, metrics;
     int stop_fd;
+    int memory_fd; /* holds the lock of memory that outlives the process; -1: there is none */
     _Atomic uint32_t stop;
     bool stopping;
     bool closing; /* clients are sent away, but not for good: their sequences stay */

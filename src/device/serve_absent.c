@@ -3,7 +3,8 @@
  * Clients by their ids. One that attaches is entered in the store's table, one that goes while the device lives is
  * struck out with all that it did not publish. What the table holds when the device opens memory of before are absent
  * clients: they lost their device and may come back. Their numbers are reserved and their sequences kept; one that says
- * its id again within the time of grace gets both back, the others are struck out when that has passed.
+ * its id again within the time of grace gets both back, the others are struck out when that has passed. A published
+ * sequence does not wait: who asks for it by name gets it, as its client may have ended with the device.
  *
  * Who knows an id owns the sequences, and ids are 64 random bits, so nobody gets others' by trying. A time of grace for
  * clients of a device that lives was rejected: a client whose socket closes has ended (or given up the connection by
@@ -99,7 +100,8 @@ static uint32_t free_number(struct nkv_serve *serve)
 
 int nkv_serve_identify(struct nkv_serve *serve, struct serve_client *client, uint64_t id)
 {
-    uint32_t number = nkv_store_client_find(serve->cpu->store, id);
+    uint32_t number = nkv_store_client_find(serve->cpu->store, id), n = 0;
+    uint64_t bytes = 0;
 
     if (number == 0) {
         number = free_number(serve);
@@ -109,9 +111,9 @@ int nkv_serve_identify(struct nkv_serve *serve, struct serve_client *client, uin
     }
     if (is_attached(serve, number))
         FAIL(NKV_ESTATE, "client %u, which is attached, has said the same id", number);
-    TRY(nkv_store_owner_usage(serve->cpu->store, number, &client->used_bytes, &client->n_sequences));
+    TRY(nkv_store_owner_usage(serve->cpu->store, number, &bytes, &n));
     client->number = number;
-    nkv_serve_log(serve, "client %u is back: %u sequences, %llu bytes", number, client->n_sequences,
-                  (unsigned long long)client->used_bytes);
+    nkv_store_client_return(serve->cpu->store, number);
+    nkv_serve_log(serve, "client %u is back: %u sequences, %llu bytes", number, n, (unsigned long long)bytes);
     return 0;
 }

@@ -47,13 +47,13 @@ void nkv_serve_drop(struct nkv_serve *serve, struct serve_client *client, const 
 
 static void free_client(struct nkv_serve *serve, struct serve_client *client)
 {
-    uint32_t n = 0;
-
     close(client->fd);
     if (client->attached && !serve->closing) {
-        n = nkv_serve_forget(serve, client->number);
+        uint64_t before = nkv_cpu_read_stat(serve->cpu).used_bytes;
+        uint32_t n = nkv_serve_forget(serve, client->number);
+
         nkv_serve_log(serve, "client %u left: %u sequences, %llu bytes freed", client->number, n,
-                      (unsigned long long)client->used_bytes);
+                      (unsigned long long)(before - nkv_cpu_read_stat(serve->cpu).used_bytes));
     }
     nkv_region_close(&client->window);
     nkv_region_close(&client->ring_memory);
@@ -145,6 +145,8 @@ int nkv_serve_open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shap
                                     .n_threads = o->n_threads,
                                     .node = o->on_node ? (int)o->node : -1,
                                     .memory = o->memory,
+                                    .is_locked = o->memory != NULL,
+                                    .memory_fd = serve->memory_fd,
                                     .format = o->format && !serve->cpu};
     struct nkv_cpu *cpu;
     int status;

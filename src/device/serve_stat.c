@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Statistics of the device process: what it counts, and how another process asks for it. Bytes of a client are counted
- * by the change that each of its commands makes: pages are shared only between sequences of one client, so the sum
- * over the clients is what is used.
+ * Statistics of the device process: what it counts, and how another process asks for it. Bytes of a client are those of
+ * the sequences that it has now, sessions that it took over among them, without what others share; so the sum over the
+ * clients can be less than what is used. They are counted when they are asked for: a session comes and goes without
+ * a change of what the device holds.
  */
 #include <string.h>
 #include <unistd.h>
@@ -11,18 +12,20 @@
 #include "device/serve.h"
 #include "kv/store.h"
 
-static struct nkv_serve_client client_stat(const struct serve_client *client)
+static struct nkv_serve_client client_stat(const struct nkv_serve *serve, const struct serve_client *client)
 {
-    uint32_t waiting = client->attached ? nkv_ring_waiting(&client->ring) : 0;
+    uint32_t waiting = client->attached ? nkv_ring_waiting(&client->ring) : 0, n_sequences = 0;
+    uint64_t bytes = 0;
 
+    (void)nkv_store_owner_usage(serve->cpu->store, client->number, &bytes, &n_sequences); /* without memory: 0 */
     return (struct nkv_serve_client){
         .number = client->number,
         .pid = client->pid,
-        .used_bytes = client->used_bytes,
+        .used_bytes = bytes,
         .window_bytes = client->window_bytes,
         .n_commands = client->n_commands,
         .busy_ns = client->busy_ns,
-        .n_sequences = client->n_sequences,
+        .n_sequences = n_sequences,
         .queue_depth = waiting < NKV_RING_ENTRIES ? waiting : NKV_RING_ENTRIES,
     };
 }
@@ -54,7 +57,7 @@ void nkv_serve_fill_stat(const struct nkv_serve *serve, struct nkv_serve_stat *s
     for (uint32_t i = 0; i < serve->n_clients; i++) {
         if (!serve->clients[i]->attached || serve->clients[i]->lost)
             continue;
-        stat.clients[stat.n_clients] = client_stat(serve->clients[i]);
+        stat.clients[stat.n_clients] = client_stat(serve, serve->clients[i]);
         stat.queue_depth += stat.clients[stat.n_clients++].queue_depth;
     }
     stat.n_absent = nkv_serve_count_absent(serve);

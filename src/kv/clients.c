@@ -41,8 +41,24 @@ int nkv_store_client_add(struct nkv_store *store, uint32_t number, uint64_t id)
     if (!client)
         FAIL(NKV_ENOSPC, "it has %u clients already, those counted that may still come back", NKV_STORE_CLIENTS);
     client->id = id;
+    client->is_absent = 0;
     set_number(client, number);
     return 0;
+}
+
+void nkv_store_client_return(struct nkv_store *store, uint32_t number)
+{
+    struct nkv_kv_client *client = find_number(store, number);
+
+    if (client)
+        client->is_absent = 0;
+}
+
+bool nkv_store_has_client(const struct nkv_store *store, uint32_t owner)
+{
+    const struct nkv_kv_client *client = owner ? find_number(store, owner) : NULL;
+
+    return owner != NKV_OWNER_NONE && !(client && client->is_absent);
 }
 
 void nkv_store_client_remove(struct nkv_store *store, uint32_t number)

@@ -204,7 +204,6 @@ int nkv_image_open_parts(struct nkv_store *store)
     store->extent_shift = super->extent_shift;
     store->frames = (char *)image->memory.base + super->frames_at;
     store->chunks = (char *)image->memory.base + super->chunks_at;
-    store->clients = (struct nkv_kv_client *)(void *)((char *)image->memory.base + super->clients_at);
     TRY(nkv_alloc(super->n_slots, 1, &image->dirty_slots));
     TRY(nkv_alloc(super->n_chunks, 1, &image->dirty_chunks));
     TRY(nkv_pool_open(super->n_blocks, &image->block_pool));
@@ -220,7 +219,12 @@ static int open_image(struct nkv_store *store, const struct nkv_kv_shape *shape,
     TRY(nkv_image_file_open(options, store->image));
     TRY(prepare(store->image, shape, options));
     TRY(nkv_image_open_parts(store));
-    return nkv_image_recover(store);
+    TRY(nkv_image_recover(store));
+    store->clients =
+        (struct nkv_kv_client *)(void *)((char *)store->image->memory.base + store->image->super.clients_at);
+    for (uint32_t i = 0; i < NKV_STORE_CLIENTS; i++)
+        store->clients[i].is_absent = 1;
+    return 0;
 }
 
 int nkv_store_open_image(const struct nkv_kv_shape *shape, const struct nkv_image_options *options,

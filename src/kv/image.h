@@ -19,7 +19,7 @@
  *        8        40   boot id of the system that used it last, text
  *       48         4   births given out, rounded up
  *
- *   clients    64 x {u64 id of a client, u32 its number, u32 0}; number 0: none
+ *   clients    64 x {u64 id of a client, u32 its number, u32 whether it is absent}; number 0: none
  *   roots      u64 per sequence: low half: its first block + 1; high half: low half of its checksum; 0: none
  *   blocks     of 1,024 bytes; a sequence has a run of them:
  *        0         8   "NKVSEQ01"

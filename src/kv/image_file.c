@@ -106,25 +106,51 @@ static int open_node(const struct nkv_image_options *options, bool *made_out, in
     return 0;
 }
 
-static int map(int fd, const struct nkv_image_options *options, struct nkv_region *memory_out)
+static int lock_and_size(int fd, const struct nkv_image_options *options, uint64_t *bytes_out)
 {
-    uint64_t bytes = 0;
-
     TRY(lock(fd, options->path));
-    TRY(options->is_dax ? dax_bytes(fd, options->path, &bytes) : file_bytes(fd, options, &bytes));
-    return nkv_region_map(fd, bytes, memory_out);
+    return options->is_dax ? dax_bytes(fd, options->path, bytes_out) : file_bytes(fd, options, bytes_out);
 }
 
-int nkv_image_file_open(const struct nkv_image_options *options, struct nkv_image *image)
+int nkv_image_lock(const struct nkv_image_options *options, int *fd_out)
 {
+    uint64_t bytes;
     bool made;
     int fd = -1, status;
 
     TRY(open_node(options, &made, &fd));
-    status = map(fd, options, &image->memory);
+    status = lock_and_size(fd, options, &bytes);
     if (status < 0) {
         if (made)
             (void)unlink(options->path);
+        close(fd);
+        return status;
+    }
+    *fd_out = fd;
+    return 0;
+}
+
+/* The lock belongs to all descriptors that come from one opening. */
+static int take_locked(const struct nkv_image_options *options, int *fd_out)
+{
+    if (!options->is_locked)
+        return nkv_image_lock(options, fd_out);
+    *fd_out = fcntl(options->fd, F_DUPFD_CLOEXEC, 0);
+    if (*fd_out < 0)
+        FAIL(NKV_EIO, "%s: %s", options->path, strerror(errno));
+    return 0;
+}
+
+int nkv_image_file_open(const struct nkv_image_options *options, struct nkv_image *image)
+{
+    uint64_t bytes = 0;
+    int fd = -1, status;
+
+    TRY(take_locked(options, &fd));
+    status = lock_and_size(fd, options, &bytes);
+    if (status == 0)
+        status = nkv_region_map(fd, bytes, &image->memory);
+    if (status < 0) {
         close(fd);
         return status;
     }

@@ -110,7 +110,7 @@ int nkv_store_attach(struct nkv_store *store, uint64_t key, const struct nkv_seq
     TRY(find_named(store, name, &seq));
     if (nkv_store_find(store, key))
         FAIL(NKV_EINVAL, "sequence %u is open already: close it or use another id", (uint32_t)key);
-    if (seq->key >> 32 != NKV_OWNER_NONE)
+    if (nkv_store_has_client(store, (uint32_t)(seq->key >> 32)))
         FAIL(NKV_ESTATE, "sequence '%s' is in use by a client: wait until it ends or use another name", name->name);
     /* What a step that was never finished left behind is shared with nobody, so cutting it off takes no room. */
     n_tokens = nkv_seq_shortest_layer(store, seq);
@@ -146,7 +146,7 @@ static void describe(const struct nkv_store *store, const struct nkv_kv_seq *seq
     struct nkv_seq_info info = {.name = seq->name, .max_tokens = seq->max_tokens, .flags = seq->flags};
 
     info.n_tokens = nkv_seq_shortest_layer(store, seq);
-    info.attached = seq->key >> 32 != NKV_OWNER_NONE;
+    info.attached = nkv_store_has_client(store, (uint32_t)(seq->key >> 32));
     while (info.n_common < info.n_tokens && info.n_common < n_tokens &&
            seq->tokens[info.n_common] == tokens[info.n_common])
         info.n_common++;

@@ -161,6 +161,8 @@ void nkv_store_stat(const struct nkv_store *store, struct nkv_device_stat *stat_
     stat_out->n_sequences = store->n_seqs;
     stat_out->n_total_pages = store->slot_pool.n;
     stat_out->n_free_pages = pool_size(store->capacity_bytes - used, store->page_bytes);
+    if (stat_out->n_free_pages > store->slot_pool.n - store->slot_pool.n_used)
+        stat_out->n_free_pages = store->slot_pool.n - store->slot_pool.n_used;
 }
 
 int nkv_store_charge(const struct nkv_store *store, uint64_t n_slots, uint64_t n_chunks)
@@ -177,7 +179,9 @@ int nkv_store_charge(const struct nkv_store *store, uint64_t n_slots, uint64_t n
              (unsigned long long)left, (unsigned long long)store->capacity_bytes, (unsigned long long)(need - left));
     if (n_slots > store->slot_pool.n - store->slot_pool.n_used ||
         n_chunks > store->chunk_pool.n - store->chunk_pool.n_used)
-        FAIL(NKV_ENOSPC, "%llu pages: a store holds at most %u pages", (unsigned long long)n_slots, MAX_POOL);
+        FAIL(NKV_ENOSPC, "%llu pages and %llu digest chunks: %u of %u pages and %u of %u chunks are free",
+             (unsigned long long)n_slots, (unsigned long long)n_chunks, store->slot_pool.n - store->slot_pool.n_used,
+             store->slot_pool.n, store->chunk_pool.n - store->chunk_pool.n_used, store->chunk_pool.n);
     return 0;
 }
 

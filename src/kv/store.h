@@ -59,7 +59,8 @@ struct nkv_kv_seq {
 /* A client as the table of clients holds it; number 0: the entry is free. */
 struct nkv_kv_client {
     uint64_t id;
-    uint32_t number, reserved;
+    uint32_t number;
+    uint32_t is_absent; /* it was there when the memory was opened, and has not come back */
 };
 #define NKV_STORE_CLIENTS 64u
 
@@ -95,7 +96,14 @@ struct nkv_image_options {
     bool is_dax;    /* a DAX device; else a file */
     uint64_t bytes; /* of a file to create; 0: it must exist */
     bool format;    /* make a new image, whatever is there */
+    bool is_locked; /* fd is what nkv_image_lock gave: another process cannot come in between */
+    int fd;
 };
+/*
+ * Opens what `options` names for this process alone, until fd_out is closed; makes a file that does not exist and has a
+ * size. returns: 0, NKV_ENOENT, NKV_EINVAL, NKV_ESTATE: in use, NKV_ENOSPC, NKV_EIO.
+ */
+int nkv_image_lock(const struct nkv_image_options *options, int *fd_out);
 /*
  * Opens the store in an image: what it held is there again, every sequence with the tokens that all its layers had
  * committed. An image that was never used is given the shape; one of another shape that holds no sequence is made anew.
@@ -183,6 +191,8 @@ uint32_t nkv_store_list(const struct nkv_store *store, uint32_t first, uint32_t 
 uint32_t nkv_store_client_find(const struct nkv_store *store, uint64_t id);
 /* returns: 0; NKV_EINVAL: number is 0, NKV_OWNER_NONE or taken; NKV_ENOSPC: there are NKV_STORE_CLIENTS. */
 int nkv_store_client_add(struct nkv_store *store, uint32_t number, uint64_t id);
+/* An absent client is there again. */
+void nkv_store_client_return(struct nkv_store *store, uint32_t number);
 /* Of a number that nobody has: does nothing. The sequences stay: close them before. */
 void nkv_store_client_remove(struct nkv_store *store, uint32_t number);
 /* returns: how many there are. */

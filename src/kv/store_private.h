@@ -84,6 +84,8 @@ int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct
 uint32_t nkv_store_close_where(struct nkv_store *store,
                                bool (*is_one)(const struct nkv_store *store, uint32_t owner, uint32_t arg),
                                uint32_t arg);
+/* Is there a client that uses this owner's sequences? Not of those that nobody has, and not an absent one. */
+bool nkv_store_has_client(const struct nkv_store *store, uint32_t owner);
 /* Gives a sequence another key, which nobody has. */
 void nkv_store_rekey(struct nkv_store *store, struct nkv_kv_seq *seq, uint64_t key);
 /* Takes a published sequence from its client (named.c). */

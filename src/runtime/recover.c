@@ -16,9 +16,10 @@
 #define RETRY_MS 20u
 
 /* Without memory for the note the sequence stays until the client leaves. */
-void port_note_orphan(struct port *port, uint32_t id)
+void port_note_orphan(struct port *port, uint32_t id, uint16_t flags)
 {
-    uint32_t *orphans, room = port->max_orphans ? 2 * port->max_orphans : 16;
+    struct orphan *orphans;
+    uint32_t room = port->max_orphans ? 2 * port->max_orphans : 16;
 
     if (port->n_orphans == port->max_orphans) {
         if (nkv_alloc(room, sizeof *orphans, &orphans) < 0)
@@ -29,16 +30,21 @@ void port_note_orphan(struct port *port, uint32_t id)
         port->orphans = orphans;
         port->max_orphans = room;
     }
-    port->orphans[port->n_orphans++] = id;
+    port->orphans[port->n_orphans++] = (struct orphan){id, flags};
 }
 
-/* One that is not there is as good as closed. returns: 0; the port's status: it is lost again. */
+/* One that is not there is as good as closed; one to be removed may not have been published yet. returns: 0; the port's
+ * status: it is lost again. */
 static int close_orphans(struct nkv_context *context, struct port *port)
 {
     while (port->n_orphans > 0) {
-        struct nkv_cmd cmd = {.op = NKV_OP_SEQ_CLOSE, .seq = port->orphans[port->n_orphans - 1]};
+        struct orphan orphan = port->orphans[port->n_orphans - 1];
+        struct nkv_cmd cmd = {.op = NKV_OP_SEQ_CLOSE, .seq = orphan.id, .flags = orphan.flags};
         int status = port_control(context, port, &cmd);
 
+        cmd.flags = 0;
+        if (status == NKV_EINVAL && orphan.flags)
+            status = port_control(context, port, &cmd);
         if (port->status < 0)
             return status;
         port->n_orphans--;

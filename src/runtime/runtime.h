@@ -33,6 +33,11 @@
 #define WORK_COMMANDS     11u  /* most commands of a decode step of one sequence and layer */
 #define CONTROL_USER_DATA UINT64_MAX
 
+struct orphan {
+    uint32_t id;
+    uint16_t flags; /* of SEQ_CLOSE */
+};
+
 struct port {
     struct nkv_device *device;
     struct nkv_device_caps caps;
@@ -46,8 +51,8 @@ struct port {
     char error[256];
     bool control_done; /* also when none was sent */
     int control_res;
-    uint32_t epoch;    /* how often it was reopened */
-    uint32_t *orphans; /* ids that the device may hold and no sequence has */
+    uint32_t epoch;         /* how often it was reopened */
+    struct orphan *orphans; /* what the device may hold and no sequence has */
     uint32_t n_orphans, max_orphans;
     struct nkv_cmd staged[STAGED_COMMANDS];
 };
@@ -277,8 +282,9 @@ void port_abandon(struct nkv_context *context, struct port *port);
 uint32_t context_open_tickets(const struct nkv_context *context);
 
 /* ---- recover.c ---- */
-/* The device is lost and may hold a sequence of that id, which is to be closed when it is there again. */
-void port_note_orphan(struct port *port, uint32_t id);
+/* The device is lost and may hold a sequence of that id, which is to be closed with those flags when it is there again.
+ */
+void port_note_orphan(struct port *port, uint32_t id, uint16_t flags);
 
 /* ---- attach.c ---- */
 /* Brings the compute side of a recall sequence up to its committed length. */

@@ -53,7 +53,7 @@ static void close_on(struct nkv_context *context, struct port *port, uint16_t fl
     for (uint32_t i = 0; *id && status < 0 && i < CLOSE_ATTEMPTS; i++)
         status = port_control(context, port, &cmd);
     if (*id && status < 0 && port->status < 0)
-        port_note_orphan(port, *id);
+        port_note_orphan(port, *id, flags);
     *id = 0;
 }
 
@@ -61,7 +61,7 @@ static bool id_taken(const struct nkv_context *context, uint32_t id)
 {
     for (uint32_t p = 0; p < context->n_ports; p++)
         for (uint32_t i = 0; i < context->ports[p].n_orphans; i++)
-            if (context->ports[p].orphans[i] == id)
+            if (context->ports[p].orphans[i].id == id)
                 return true;
     for (const struct nkv_seq *seq = context->sequences; seq; seq = seq->next)
         if (seq->id == id || seq->mirror_id == id || seq->slots_id == id)
@@ -85,7 +85,7 @@ static int open_next(struct nkv_context *context, struct port *port, const struc
     if (res >= 0)
         *id_out = context->next_id++;
     else if (port->status < 0)
-        port_note_orphan(port, context->next_id++);
+        port_note_orphan(port, context->next_id++, 0);
     return res;
 }
 

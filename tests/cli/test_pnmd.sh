@@ -7,6 +7,7 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" <<'PY'
 import atexit
+import json
 import os
 import signal
 import socket
@@ -41,12 +42,13 @@ def stat(path):
     return got
 
 
-def start(name, *more):
+def start(name, *more, memory='anon:256M'):
     path = f'{tmp}/{name}'
-    child = subprocess.Popen([NEARKV, 'pnmd', '--memory', 'anon:256M', '--listen', f'unix:{path}', '--name', name, '--threads', '1', *more],
+    child = subprocess.Popen([NEARKV, 'pnmd', '--memory', memory, '--listen', f'unix:{path}', '--name', name, '--threads', '1', *more],
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     atexit.register(child.kill)  # so that a failure here leaves no process behind
-    assert 'listening on' in child.stderr.readline()
+    while 'listening on' not in (line := child.stderr.readline()):  # what its memory holds comes first
+        assert line, path
     return child, path
 
 
@@ -126,6 +128,59 @@ busy.kill()
 busy.communicate()
 until(lambda: stat(path1)['clients'] == [])
 assert stat(path1)['used_bytes'] == 0
+
+# --reconnect: a device on a file is killed in prefill or in decoding, and the answer is that of an undisturbed run; so is that of the
+# other sequence, on a device of the program's own. Without a file there is nothing to go on with, and that is said. Without the option
+# the run ends.
+kept = f'file:{tmp}/image:64M'
+three, path3 = start('pnm3', memory=kept)
+haystack(f'{tmp}/longer', 4000, ('pass', '314159'), ('other', '27'))
+ask = ['-f', f'{tmp}/longer', '--budget', '512', '--prefill', 'dense', '--device', f'unix:{path3}']
+both = [*ask, '-p', 'The pass key is ', '-p', 'The other key is ', '--device', 'cpu', '--json']
+
+
+def disturbed(wait, *args):
+    """A run whose device is killed when wait(child) returns, and started again. returns: its exit status, output, messages."""
+    global three
+    child = subprocess.Popen([NEARKV, 'run', *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    atexit.register(child.kill)
+    first = wait(child)
+    child.send_signal(signal.SIGSTOP)
+    three.kill()
+    three.wait()
+    child.send_signal(signal.SIGCONT)
+    time.sleep(0.3)
+    three, _ = start('pnm3', memory=kept)
+    out, err = child.communicate(timeout=120)
+    return child.returncode, (first + out).decode(), err.decode()
+
+
+def in_prefill(child):
+    begin = stat(path3)['commands']
+    until(lambda: stat(path3)['commands'] > begin + 5)
+    return b''
+
+
+def in_decoding(child):
+    return os.read(child.stdout.fileno(), 1)
+
+
+want, _ = run('run', *both, '--mode', 'pnm')
+rc, out, err = disturbed(in_prefill, *both, '--mode', 'pnm', '--reconnect=30')
+assert rc == 0 and 'waiting for it' in err and 'is there again' in err, (rc, err)
+assert [a['tokens'] for a in json.loads(out)['answers']] == [a['tokens'] for a in want['answers']]
+rc, out, err = disturbed(in_decoding, *ask, '-p', 'The pass key is ', '--mode', 'pnm', '--reconnect')
+assert rc == 0 and 'waiting for it' in err and out == want['answers'][0]['text'] + '\n', (rc, out, err)
+until(lambda: stat(path3)['clients'] == [])
+assert stat(path3)['used_bytes'] == 0
+rc, out, err = disturbed(in_prefill, *ask, '-p', 'The pass key is ')
+assert rc == 1 and 'its process ended' in err and 'waiting' not in err, err
+stop(three, path3)
+kept = 'anon:64M'
+three, path3 = start('pnm3', memory=kept)
+rc, out, err = disturbed(in_prefill, *ask, '-p', 'The pass key is ', '--reconnect')
+assert rc == 1 and 'is there again' in err and 'cannot go on' in err and 'no sequence' in err, err
+stop(three, path3)
 
 # --watch ends with the device; SIGTERM and SIGINT end it well.
 watch = subprocess.Popen([NEARKV, 'pnm', 'stat', devices[0], '--watch', '--json'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -9,6 +9,7 @@ PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" 
 import atexit
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,16 +18,18 @@ import time
 from check import NEARKV, fields, haystack, run
 
 tmp = sys.argv[1]
+children = {}
 SESSION = {'name': str, 'how': str, 'reused_tokens': int, 'fed_tokens': int, 'shared_bytes': int, 'from': (str, type(None))}
 LISTED = {'name': str, 'model': str, 'tokens': int, 'max_tokens': int, 'attached': bool, 'used_bytes': int, 'shared_bytes': int}
 
 
-def start(name):
+def start(name, memory='anon:256M'):
     path = f'{tmp}/{name}'
-    child = subprocess.Popen([NEARKV, 'pnmd', '--memory', 'anon:256M', '--listen', f'unix:{path}', '--name', name, '--threads', '1'],
+    child = subprocess.Popen([NEARKV, 'pnmd', '--memory', memory, '--listen', f'unix:{path}', '--name', name, '--threads', '1'],
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     atexit.register(child.kill)
-    assert 'listening on' in child.stderr.readline()
+    assert any('listening on' in line for line in iter(child.stderr.readline, ''))
+    children[name] = child
     return f'unix:{path}'
 
 
@@ -155,6 +158,37 @@ with open(f'{tmp}/bad', 'wb') as f:
 _, err = run('session', 'import', f'{tmp}/bad', '--device', two, status=1)
 assert 'checksum' in err, err
 assert sessions(two) == {} and used(two) == 0
+
+# On memory that outlives the device: the device is killed and started again; then there is no device process at all.
+image = f'file:{tmp}/image'
+short = ['-p', 'The red key is 5. The blue key is 77. The blue key is ']
+three = start('pnm3', f'{image}:32M')
+first, _ = ask(three, 'short', *short)
+assert first['text'] == '77.' and first['session']['how'] == 'new'
+children['pnm3'].kill()
+children['pnm3'].wait()
+three = start('pnm3', image)
+got, _ = ask(three, 'short', *short)
+assert got['tokens'] == first['tokens'] and got['session']['reused_tokens'] == first['n_prompt'] - 1
+children['pnm3'].send_signal(signal.SIGTERM)
+children['pnm3'].wait()
+got, _ = run('run', '--memory', image, '--session', 'short', '--json', *short, '--mode', 'full')
+assert got['tokens'] == first['tokens'] and got['session']['reused_tokens'] == first['n_prompt'] - 1
+assert list(sessions(image)) == ['short']
+got, _ = run('pnm', 'check', image, '--json')
+assert got['problems'] == [] and got['closed_in_order'] and got['sequences'] == 1 and got['full_pages'] > 0
+with open(image[5:], 'rb') as good, open(f'{tmp}/bad', 'wb') as bad:
+    data = bytearray(good.read())
+    for at in re.finditer(b'NKVSEQ01', bytes(data)): # tables that were replaced are still there
+        data[at.start() + 128] ^= 1
+    bad.write(data)
+got, _ = run('pnm', 'check', f'file:{tmp}/bad', '--json', status=1)
+assert len(got['problems']) == 1 and 'checksum differs' in got['problems'][0], got
+run('run', '--memory', f'file:{tmp}/bad', '--session', 'short', *short, status=1)
+run('session', 'export', 'short', f'{tmp}/short', '--memory', image)
+run('session', 'import', f'{tmp}/short', '--memory', f'file:{tmp}/new:32M')
+got, _ = run('run', '--memory', f'file:{tmp}/new', '--session', 'short', '--json', *short)
+assert got['tokens'] == first['tokens'] and got['session']['reused_tokens'] == first['n_prompt'] - 1
 
 # An import that is killed at any time leaves nothing, or all.
 random.seed(5)

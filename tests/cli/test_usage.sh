@@ -52,6 +52,23 @@ expect 2 '-n 0' run -p x -n 0
 expect 2 '--threads 0' run -p x --threads 0
 expect 2 'not both' run -p x --devices 2 --device cpu
 expect 2 "unknown device 'gpu'" run -p x --device gpu
+expect 2 '--session NAME' run -p x --continue
+expect 2 'outlives this run' run -p x --session s
+expect 2 'ends with this run' run -p x --session s --device cpu
+expect 2 'holds one text' run -p x -p y --session s --device "unix:$tmp/none"
+expect 2 '--memory anon:1M' run -p x --memory anon:1M
+expect 2 'is one device' run -p x --memory dax:/dev/dax0.0 --devices 2
+expect 1 'give file:PATH:SIZE' run -p x --memory "file:$tmp/none" --session s
+expect 2 'say what to do' session
+expect 2 'name the device' session list
+expect 2 'NAME FILE' session export s --device "unix:$tmp/none"
+expect 2 '--name is for' session list --name s --device "unix:$tmp/none"
+expect 2 'give one' session list --memory "file:$tmp/none" --device "unix:$tmp/none"
+expect 1 'no device listens' session list --device "unix:$tmp/none"
+expect 1 'No such file' session import "$tmp/none" --device "unix:$tmp/none"
+expect 2 'say what to do' pnm walk
+expect 2 'NAME unix:PATH' pnm show "unix:$tmp/none"
+expect 2 '--watch is for' pnm list "unix:$tmp/none" --watch
 expect 2 '--device' run -p x --device cpu:colour=red
 expect 2 'No such file' run -f "$tmp/none" -p x
 expect 2 'Is a directory' run -f "$tmp" -p x

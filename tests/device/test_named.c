@@ -283,6 +283,7 @@ static void files_keep_published_sequences(void **state)
 static void clients_go_and_published_sequences_stay(void **state)
 {
     struct nkv_device_config config = rig_config(&small, 1);
+    struct nkv_serve_stat stat;
     struct server server;
     struct rig one, two;
     struct model model;
@@ -301,8 +302,14 @@ static void clients_go_and_published_sequences_stay(void **state)
     rig_close(&one);
     server_await_clients(&server, 1);
     assert_int_equal(server_stat(&server).n_sequences, 1);
+    assert_int_equal(server_stat(&server).clients[0].n_sequences, 0);
     assert_int_equal(attach(&two, 1, "stays", 1, 40), 30);
     check(&two, &model, 1);
+    stat = server_stat(&server);
+    assert_true(stat.clients[0].n_sequences == 1 && stat.clients[0].used_bytes == stat.used_bytes);
+    assert_int_equal(remove_named(&two, 1), 0);
+    stat = server_stat(&server);
+    assert_true(stat.clients[0].n_sequences == 0 && stat.clients[0].used_bytes == 0 && stat.used_bytes == 0);
     rig_close(&two);
     model_close(&model);
     server_close(&server);

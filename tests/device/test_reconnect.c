@@ -87,6 +87,52 @@ static void the_id_brings_back_the_sequences(void **state)
     server_close(&server);
 }
 
+/* Runs a command whose operand is a name. */
+static int run_named(struct rig *rig, struct nkv_cmd cmd, const char *name)
+{
+    struct nkv_seq_name operand = {.model = 1};
+
+    strncpy(operand.name, name, sizeof operand.name - 1);
+    memcpy(rig_at(rig, 0), &operand, sizeof operand);
+    return rig_run(rig, cmd);
+}
+
+static void a_published_sequence_does_not_wait_for_an_absent_client(void **state)
+{
+    const struct nkv_cmd open = {.op = NKV_OP_SEQ_OPEN, .seq = 1, .flags = NKV_NAMED, .n_tokens = 8};
+    struct rig mine, other;
+    struct server server;
+
+    (void)state;
+    server_open_on_file(&server, IMAGE_BYTES);
+    attach(&mine, &server);
+    assert_int_equal(rig_seq_open(&mine, 5, 8, 0), 0);
+    assert_int_equal(run_named(&mine, (struct nkv_cmd){.op = NKV_OP_SEQ_PUBLISH, .seq = 5}, "book"), 0);
+    restart(&server, SIGKILL);
+    attach(&other, &server);
+    assert_int_equal(run_named(&other, open, "book"), 0);
+    assert_int_equal(come_back(&mine), 0);
+    assert_int_equal(rig_seq_close(&mine, 5), NKV_ENOENT); /* it is the other's */
+    assert_int_equal(run_named(&mine, open, "book"), NKV_ESTATE);
+    rig_close(&mine);
+    rig_close(&other);
+    server_close(&server);
+}
+
+static void memory_serves_one_process_even_while_it_is_empty(void **state)
+{
+    struct nkv_serve_options options = {.size = sizeof options, .listen = "/tmp/nkv-second.sock"};
+    struct nkv_serve *second = NULL;
+    struct server server;
+
+    (void)state;
+    server_open_on_file(&server, IMAGE_BYTES);
+    options.memory = server.memory;
+    assert_int_equal(nkv_serve_open(&options, &second), NKV_ESTATE);
+    assert_non_null(strstr(nkv_last_error(), "in use by another process"));
+    server_close(&server);
+}
+
 static void who_does_not_come_back_is_forgotten(void **state)
 {
     struct nkv_seq_name name = {.name = "kept", .model = 1};
@@ -164,6 +210,8 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_id_brings_back_the_sequences),
+        cmocka_unit_test(a_published_sequence_does_not_wait_for_an_absent_client),
+        cmocka_unit_test(memory_serves_one_process_even_while_it_is_empty),
         cmocka_unit_test(who_does_not_come_back_is_forgotten),
         cmocka_unit_test(there_are_as_many_absent_as_there_were_clients),
     };

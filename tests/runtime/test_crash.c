@@ -5,7 +5,7 @@
  * undisturbed device in this process. Then of clients, one after the other, that continue the same published sequence
  * and leave others behind. Nothing is lost, nothing leaks, nothing hangs (alarm).
  *
- * 50 kills of each; NKV_CRASH_KILLS says another number (tools/soak.sh), NKV_CRASH_SEED another seed.
+ * 50 kills of each; NKV_SOAK_KILLS says another number (tools/soak.sh), NKV_SOAK_SEED another seed.
  */
 #define _GNU_SOURCE
 #include <stdarg.h>
@@ -486,7 +486,7 @@ static void a_killed_client_leaves_what_it_published(void **state)
 
 static int read_environment(void **state)
 {
-    const char *kills = getenv("NKV_CRASH_KILLS"), *seed = getenv("NKV_CRASH_SEED");
+    const char *kills = getenv("NKV_SOAK_KILLS"), *seed = getenv("NKV_SOAK_SEED");
 
     (void)state;
     n_kills = kills ? (uint32_t)strtoul(kills, NULL, 10) : n_kills;

@@ -13,6 +13,7 @@
 
 #include <nearkv/device.h>
 
+#include "base/mem.h"
 #include "device/server.h"
 #include "runtime/rig.h"
 
@@ -192,9 +193,13 @@ static void a_prompt_that_differs_cuts_a_session(void **state)
     feed(&rig, &s, one, 1900, 512);
     nkv_seq_close(seq);
 
-    /* The same prompt again: all but its last token are reused. */
+    /* The same prompt again: all but its last token are reused. Decoding allocates nothing. */
     assert_int_equal(open_session(&rig, "s", MODEL, one, 1900, &so, &seq, &result), 0);
     assert_int_equal(result.n_reused, 1899);
+    s.seq = seq;
+    nkv_mem_fail_at(0);
+    feed(&rig, &s, one, 1910, 1);
+    assert_int_equal(nkv_mem_fail_at(0), 0);
     nkv_seq_close(seq);
     assert_int_equal(nkv_session_remove(rig.context, "s"), 0);
     assert_int_equal(nkv_session_remove(rig.context, "s"), NKV_ENOENT);
@@ -366,6 +371,47 @@ static void a_failed_opening_leaves_things_as_they_were(void **state)
         }
 }
 
+static void every_failed_allocation_of_an_opening_is_survived(void **state)
+{
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_RECALL, 300, 160, NKV_SELECT_LAYER);
+    const struct prompt one = {0, 0}, two = {1, 130};
+    struct nkv_session_result result;
+    struct nkv_seq *seq = NULL;
+    struct rig_seq s;
+    struct rig rig;
+
+    (void)state;
+    open_rig(&rig, NULL);
+    assert_int_equal(open_session(&rig, "mother", MODEL, one, 200, &so, &seq, &result), 0);
+    rig_seq_init(&s, seq, 1);
+    feed(&rig, &s, one, 200, 200);
+    nkv_seq_close(seq);
+    rig_seq_free(&s);
+    for (uint32_t i = 0; i < 3; i++) { /* a fork, a new one, one that is taken over and grown */
+        const char *name = i == 0 ? "daughter" : i == 1 ? "stranger" : "mother";
+        uint64_t used = used_bytes(&rig), n = 0;
+        int status;
+
+        so.max_tokens += 100;
+        do {
+            nkv_mem_fail_at(++n);
+            status = open_session(&rig, name, MODEL + (i == 1), two, 200, &so, &seq, &result);
+            nkv_mem_fail_at(0);
+            assert_true(status == 0 || (status == NKV_ENOMEM && (used_bytes(&rig) == used || i == 2)));
+        } while (status < 0);
+        assert_true(n > 3 && result.how == (i == 0   ? NKV_SESSION_FORKED
+                                            : i == 1 ? NKV_SESSION_NEW
+                                                     : NKV_SESSION_RESUMED));
+        assert_int_equal(result.n_reused, i == 1 ? 0 : 130);
+        nkv_seq_close(seq);
+        assert_int_equal(nkv_session_remove(rig.context, name), 0);
+        if (i == 0)
+            assert_int_equal(used_bytes(&rig), used);
+    }
+    assert_true(rig_empty(&rig));
+    rig_close(&rig);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -374,6 +420,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_common_beginning_is_forked_and_counted),
         cmocka_unit_test(what_does_not_fit_is_refused),
         cmocka_unit_test(a_failed_opening_leaves_things_as_they_were),
+        cmocka_unit_test(every_failed_allocation_of_an_opening_is_survived),
     };
 
     if (argc == 4)
