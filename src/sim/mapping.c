@@ -20,6 +20,10 @@
 
 #include <string.h>
 
+/* As the runtime's defaults. */
+#define SINK_PAGES   1
+#define RECENT_PAGES 2
+
 static uint32_t owner(const struct sim_mapping *m, uint32_t seq, uint32_t page)
 {
     return (page + seq) % m->group;
@@ -77,8 +81,8 @@ static void share_pages(struct sim_mapping *m, uint32_t seq, uint32_t unit, cons
 }
 
 /*
- * Candidates that a device did not send unasked: the threshold of those sent is too low by as many pages as are missing
- * in all, so each device that is asked may send that many more.
+ * Candidates that a device did not send unasked, and one below the threshold that ends them. The threshold of those
+ * sent is too low by as many pages as are missing in all, so each device that is asked may send that many more.
  */
 static void share_missing(struct sim_mapping *m, uint32_t seq, uint32_t unit)
 {
@@ -88,7 +92,7 @@ static void share_missing(struct sim_mapping *m, uint32_t seq, uint32_t unit)
     for (uint32_t i = 0; i < m->group; i++)
         n_missing += counts[i] > n_sent ? counts[i] - n_sent : 0;
     for (uint32_t i = 0; i < m->group; i++)
-        if (counts[i] >= n_sent)
+        if (counts[i] >= n_sent && sim_mapping_part(m, seq, i)->n_scored > n_sent)
             sim_mapping_part(m, seq, i)->n_missing += counts[i] - n_sent + n_missing + 1;
 }
 
@@ -96,8 +100,8 @@ static int select_pages(struct sim_mapping *m, uint32_t seq, double *n_scored_ou
 {
     const struct sim_work *w = m->work;
     struct nkv_cmd cmd = {.op = NKV_OP_SELECT,
-                          .sink = (uint8_t)(w->sink_pages == NKV_DEFAULT ? 1 : w->sink_pages),
-                          .recent = (uint8_t)(w->recent_pages == NKV_DEFAULT ? 2 : w->recent_pages),
+                          .sink = SINK_PAGES,
+                          .recent = RECENT_PAGES,
                           .flags = m->n_units > 1 ? NKV_PER_HEAD : 0,
                           .layer = (uint16_t)m->layer,
                           .seq = seq,
@@ -111,11 +115,15 @@ static int select_pages(struct sim_mapping *m, uint32_t seq, double *n_scored_ou
 
 static int share_chosen(struct sim_mapping *m, uint32_t seq)
 {
-    uint32_t n_pages = m->work->budget_pages, first = m->work->sink_pages == NKV_DEFAULT ? 1 : m->work->sink_pages;
+    uint32_t n_pages = m->work->budget_pages;
     double n_scored = 0;
 
     TRY(select_pages(m, seq, &n_scored));
     memset(sim_mapping_part(m, seq, 0), 0, m->group * sizeof *m->parts);
+    for (uint32_t i = 0; i < m->group; i++)
+        sim_mapping_part(m, seq, i)->n_scored =
+            by_pages(m) ? n_owned(m, seq, i, SINK_PAGES, (uint32_t)n_scored) : n_scored;
+    m->n_scored = n_scored;
     memset(m->counts, 0, (size_t)m->n_units * m->group * sizeof *m->counts);
     for (uint32_t unit = 0; unit < m->n_units; unit++) {
         const uint8_t *lists = m->answer + nkv_select_layout(m->n_units, n_pages, 0, 0).device;
@@ -132,8 +140,6 @@ static int share_chosen(struct sim_mapping *m, uint32_t seq)
             share_missing(m, seq, unit);
         }
     }
-    for (uint32_t i = 0; i < m->group; i++)
-        sim_mapping_part(m, seq, i)->n_scored = by_pages(m) ? n_owned(m, seq, i, first, (uint32_t)n_scored) : n_scored;
     return 0;
 }
 

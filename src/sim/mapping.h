@@ -36,6 +36,7 @@ struct sim_mapping {
     struct sim_cluster *cluster;
     uint32_t group, n_groups, n_units; /* n_units: page sets of a layer */
     uint32_t layer, pos;
+    double n_scored;           /* pages of a sequence; 0: the budget holds them all */
     struct nkv_kv_shape shape; /* of a device: tp: its heads; cp: all */
     struct sim_pnm *pnm;       /* [n_pnm] */
     struct sim_part *parts;    /* [batch][group] */

@@ -196,7 +196,7 @@ void sim_mapping_select(struct sim_mapping *m)
 {
     bool by_heads = m->work->config->mapping == NKV_SIM_TP;
 
-    if (m->group == 1 || (by_heads && m->n_units > 1))
+    if (m->group == 1 || m->n_scored == 0 || (by_heads && m->n_units > 1))
         return;
     if (by_heads)
         select_by_heads(m);

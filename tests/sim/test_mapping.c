@@ -96,6 +96,12 @@ static void messages_and_sorts_are_counted(void **state)
         rig_near(r.layer_sorts, n, 1e-9);
         rig_near(r.layer_list_messages, n, 1e-9);
         assert_true(r.layer_reduce_messages >= n && r.layer_reduce_messages < 3 * n && r.layer_select_ms > 0);
+        for (uint32_t m = 0; m < 2; m++) { /* the budget holds all: nothing to choose */
+            config = mapped(machine, spread[m], n);
+            snprintf(config.budget, sizeof config.budget, "context");
+            r = rig_run(&config);
+            assert_true(r.layer_reduce_messages == 0 && r.layer_list_messages == 0 && r.layer_select_ms == 0);
+        }
     }
     nkv_sim_machine_close(machine);
 }
