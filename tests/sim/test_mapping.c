@@ -106,6 +106,29 @@ static void messages_and_sorts_are_counted(void **state)
     nkv_sim_machine_close(machine);
 }
 
+/* One request on two devices: scores over both links, the home's sum and sort, the list back. */
+static void a_round_takes_what_its_messages_take(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+    const struct sim_values *v = &machine->values;
+    struct nkv_sim_config config = mapped(machine, NKV_SIM_TP, 2);
+    struct nkv_sim_report r;
+    double n, list, seconds;
+
+    (void)state;
+    config.context_tokens = 1u << 20;
+    config.batch = 1;
+    config.n_steps = config.n_streams = 1;
+    r = rig_run(&config);
+    n = 32768 - 3; /* all but a sink and two recent pages */
+    list = 4.0 * (r.budget_tokens / 32 + 1);
+    seconds = 2 * (4 * n + list) / v->link.device_bandwidth + 4 * v->link.latency + n / v->pnm.sort_rate +
+              2 * 4 * n / (v->pnm.memory_bandwidth * v->pnm.efficiency_sequential) + v->pnm.access_latency +
+              v->pnm.command_overhead;
+    rig_near(r.layer_select_ms, 1e3 * seconds, 1e-3);
+    nkv_sim_machine_close(machine);
+}
+
 static void traffic_follows_the_context_in_tp_only(void **state)
 {
     struct nkv_sim_machine *machine = rig_machine();
@@ -196,9 +219,13 @@ static void groups_hold_and_refuse(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(one_device_is_one_device),       cmocka_unit_test(what_is_attended_is_conserved),
-        cmocka_unit_test(messages_and_sorts_are_counted), cmocka_unit_test(traffic_follows_the_context_in_tp_only),
-        cmocka_unit_test(faster_is_never_slower),         cmocka_unit_test(groups_hold_and_refuse),
+        cmocka_unit_test(one_device_is_one_device),
+        cmocka_unit_test(what_is_attended_is_conserved),
+        cmocka_unit_test(messages_and_sorts_are_counted),
+        cmocka_unit_test(a_round_takes_what_its_messages_take),
+        cmocka_unit_test(traffic_follows_the_context_in_tp_only),
+        cmocka_unit_test(faster_is_never_slower),
+        cmocka_unit_test(groups_hold_and_refuse),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
