@@ -253,7 +253,7 @@ static void together_as_alone(void **state)
 
             options.max_running = variant == 0 ? 8 : 3;
             options.step_tokens = variant == 1 ? 19 : variant == 2 ? 64 : 0;
-            options.move_steps = variant == 3 && mode < NKV_MODE_PNG && mode != NKV_MODE_RECALL ? 1000000 : 0;
+            options.move_steps = variant == 3 ? 1000000 : 0;
             start(&m, options, &h);
             for (uint32_t i = 0; i < N_REQUESTS; i++) {
                 assert_ok(submit(&h, mode, i));
