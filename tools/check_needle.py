@@ -112,7 +112,7 @@ class Shape(c.Structure):
 
 
 class DeviceConfig(c.Structure):
-    _fields_ = [('size', c.c_uint32), ('shape', Shape), ('capacity_bytes', c.c_uint64), ('n_threads', c.c_uint32), ('name', c.c_char_p)]
+    _fields_ = [('size', c.c_uint32), ('shape', Shape), ('capacity_bytes', c.c_uint64), ('n_threads', c.c_uint32), ('name', c.c_char_p), ('memory', c.c_char_p)]
 
 
 class ContextOptions(c.Structure):
@@ -139,7 +139,7 @@ def our_logits(nearkv, path, prompt, n_vocab):
     logits = (c.c_float * n_vocab)()
     call('nkv_model_open', path.encode(), c.byref(model))
     lib.nkv_model_kv_shape(model, 32, 0, 0, c.byref(shape))
-    config = DeviceConfig(c.sizeof(DeviceConfig), shape, 64 << 20, 0, None)
+    config = DeviceConfig(c.sizeof(DeviceConfig), shape, 64 << 20, 0, None, None)
     call('nkv_device_open', b'cpu', c.byref(config), c.byref(device))
     devices = (c.c_void_p * 1)(device)
     call('nkv_context_open', c.byref(ContextOptions(c.sizeof(ContextOptions), shape, devices, 1)), c.byref(context))

@@ -7,9 +7,9 @@
  * attend call any command of the plan                           tells that the item's sequence has a query
  *
  * The runtime sends a call's commands from one lane (user_data, upper half) with their numbers in the plan (lower
- * half). A device gets the APPENDs of a call first, in the order of the plan; an APPEND that cannot be of the lane's
- * call under way begins its next one. Two tickets that were in flight at once are two lanes: their calls come out one
- * after the other, in the order in which they began.
+ * half). A device gets the APPENDs of a call first, in the order of the plan, and no number is used twice; an APPEND
+ * that cannot be of the lane's call under way begins its next one. Two tickets that were in flight at once are two
+ * lanes: their calls come out one after the other, in the order in which they began.
  */
 #include "sim/script.h"
 
@@ -21,13 +21,15 @@
 
 #define N_LANES   4u
 #define N_DEVICES 65u
+#define N_SEEN    4096u
 
 /* The call that a lane is at. */
 struct lane {
     bool begun;
     uint32_t call;
-    bool beyond[N_DEVICES];  /* the device has got more than APPENDs */
-    int64_t last[N_DEVICES]; /* number in the plan of its latest APPEND */
+    bool beyond[N_DEVICES];     /* the device has got more than APPENDs */
+    int64_t last[N_DEVICES];    /* number in the plan of its latest APPEND */
+    uint64_t seen[N_SEEN / 64]; /* numbers in the plan that were used, those below N_SEEN */
 };
 
 struct writer {
@@ -113,10 +115,23 @@ static bool in_call(const struct sim_script *s, uint32_t call, uint32_t seq)
     return false;
 }
 
+/* A call's numbers begin at 0 and have no gaps, so those of the next one were used. */
+static bool was_seen(const struct lane *lane, uint32_t number)
+{
+    return number < N_SEEN && lane->seen[number / 64] >> number % 64 & 1;
+}
+
+static void see(struct lane *lane, uint32_t number)
+{
+    if (number < N_SEEN)
+        lane->seen[number / 64] |= UINT64_C(1) << number % 64;
+}
+
 static bool begins_call(const struct writer *w, const struct lane *lane, const struct sim_trace_cmd *cmd, uint32_t seq)
 {
     return !lane->begun || w->script->events[lane->call].layer != cmd->layer || lane->beyond[cmd->device] ||
-           (int64_t)(uint32_t)cmd->user_data <= lane->last[cmd->device] || in_call(w->script, lane->call, seq);
+           (int64_t)(uint32_t)cmd->user_data <= lane->last[cmd->device] || was_seen(lane, (uint32_t)cmd->user_data) ||
+           in_call(w->script, lane->call, seq);
 }
 
 static int add_item(struct writer *w, struct lane *lane, const struct sim_trace_cmd *cmd)
@@ -160,8 +175,11 @@ static int add_planned(struct writer *w, const struct sim_trace_cmd *cmd)
         FAIL(NKV_EFORMAT, "%s: sequence %u, position %u: the tag of no command of a context", w->trace->name, cmd->seq,
              cmd->pos);
     lane = &w->lanes[cmd->user_data >> 32];
+    if (cmd->op == NKV_OP_APPEND && !compute)
+        TRY(add_item(w, lane, cmd));
+    see(lane, (uint32_t)cmd->user_data);
     if (cmd->op == NKV_OP_APPEND)
-        return compute ? 0 : add_item(w, lane, cmd);
+        return 0;
     w->script->scores |= !compute && cmd->flags & NKV_SCORES;
     return mark_query(w, lane, cmd);
 }
