@@ -209,11 +209,49 @@ static int check_compute(const struct nkv_context *context, uint64_t need)
     return 0;
 }
 
+static int check_mode(const struct nkv_context *context, const struct nkv_seq *seq)
+{
+    if (context->group && seq->options.mode != NKV_MODE_FULL && seq->options.mode != NKV_MODE_PNM)
+        FAIL(NKV_ENOTSUP, "mode %s needs each sequence on one device (dp): with %s give full or pnm",
+             nkv_mode_name(seq->options.mode), nkv_kv_parallel_name(context->options.kv_parallel));
+    return 0;
+}
+
+/* Every device of a group holds a part of every sequence. */
+static int place_on_group(struct nkv_context *context, struct nkv_seq *seq)
+{
+    struct group *group = context->group;
+    const char *name = nkv_kv_parallel_name(context->options.kv_parallel);
+
+    TRY(check_mode(context, seq));
+    for (uint32_t i = 0; i < group_size(group); i++) {
+        const struct port *port = group_member(group, i);
+        struct nkv_seq part = *seq;
+        struct nkv_kv_shape shape;
+        uint64_t need = 0, compute = 0, have = 0;
+        uint32_t n_tokens = group_local(group, i, seq->max_pages * context->shape.page_tokens, &shape);
+
+        part.options.max_tokens = n_tokens ? n_tokens : shape.page_tokens;
+        TRY(seq_bytes(&shape, &part, &need, &compute));
+        TRY(free_bytes(port, &have));
+        if (need > have)
+            FAIL(NKV_ENOSPC,
+                 "%u tokens over %u devices (%s) need %.1f MiB on device %u (%s): %.1f MiB of %.1f MiB are free, %.1f "
+                 "MiB are missing; close other sequences, give more capacity or more devices",
+                 seq->options.max_tokens, group_size(group), name, mib(need), i, port->caps.name, mib(have),
+                 mib(port->caps.capacity_bytes), mib(need - have));
+    }
+    seq->home = &context->ports[0];
+    return 0;
+}
+
 int seq_place(struct nkv_context *context, struct nkv_seq *seq)
 {
     uint64_t home = 0, compute = 0, most = 0;
     int device, status, gone = 0;
 
+    if (context->group)
+        return place_on_group(context, seq);
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
     for (uint32_t i = 0; i < context->options.n_devices; i++) {
         context->free_bytes[i] = 0;
@@ -242,6 +280,7 @@ int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *s
 {
     uint64_t home = 0, compute = 0;
 
+    TRY(check_mode(context, seq));
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
     return check_compute(context, compute);
 }
