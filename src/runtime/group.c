@@ -7,8 +7,7 @@
  * copied to and from the members' windows. A command is planned as soon as its operands are there: an ATTEND whose list
  * a SELECT writes waits for that SELECT, everything else goes down at once, in order. Operands in the members' windows
  * are given out one behind the other until nothing is in flight; a command that needs more than a whole window has
- * larger ones mapped then. Opening, closing, forking and truncating run alone, member by member, so that what fails
- * halfway can be undone.
+ * larger ones mapped then.
  *
  * A device behind the runtime, and not a second kind of step in it, was chosen because admission, batches, tickets,
  * sparse prefill and failures are then those of every other device. The price is one more copy of q, k, v and partials.
@@ -46,7 +45,8 @@ static int grow_subs(struct group *group)
     struct group_sub *subs;
 
     TRY(nkv_alloc(room, sizeof *subs, &subs));
-    memcpy(subs, group->subs, group->n_subs * sizeof *subs);
+    if (group->subs)
+        memcpy(subs, group->subs, group->n_subs * sizeof *subs);
     nkv_free(group->subs);
     group->subs = subs;
     group->max_subs = room;
@@ -77,7 +77,7 @@ static int lose(struct group *group, const struct port *member, int status, cons
     FAIL(status, "%s", group->error);
 }
 
-static int check_lost(const struct group *group)
+int group_check(const struct group *group)
 {
     if (group->status < 0)
         FAIL(group->status, "%s", group->error);
@@ -173,8 +173,7 @@ static int submit_member(struct group *group, const struct group_entry *entry, u
     return n ? submit_batch(group, m, batch, n) : 0;
 }
 
-/* Runs one command of a member to its end while nothing is in flight. returns: its result. */
-static int run_member(struct group *group, struct group_entry *entry, uint32_t m, struct nkv_cmd *cmd)
+int group_run(struct group *group, struct group_entry *entry, uint32_t m, struct nkv_cmd *cmd)
 {
     uint32_t index = group->n_subs;
 
@@ -240,58 +239,6 @@ static int group_map(struct nkv_device *device, uint64_t bytes, void **window_ou
     group->window = window;
     *window_out = window.base;
     return 0;
-}
-
-/* ---- Control commands: alone, member by member ---- */
-
-static int grow_scratch(struct group *group, uint32_t n_tokens)
-{
-    uint32_t n_pages = n_tokens / group->shape.page_tokens + 1, *ids;
-    float *scores;
-
-    if (n_pages <= group->max_pages)
-        return 0;
-    TRY(nkv_alloc(n_pages, sizeof *scores, &scores));
-    if (nkv_alloc(3 * (size_t)n_pages, sizeof *ids, &ids) < 0) {
-        nkv_free(scores);
-        return NKV_ENOMEM;
-    }
-    nkv_free(group->scores);
-    nkv_free(group->ids);
-    group->scores = scores;
-    group->ids = ids;
-    group->max_pages = n_pages;
-    return 0;
-}
-
-static int control(struct group *group, struct group_entry *entry)
-{
-    const struct nkv_cmd *cmd = &entry->cmd;
-    bool opens = cmd->op == NKV_OP_SEQ_OPEN || cmd->op == NKV_OP_SEQ_FORK;
-    struct nkv_cmd close = {.op = NKV_OP_SEQ_CLOSE, .seq = cmd->seq};
-    uint32_t m;
-
-    if (cmd->op > NKV_OP_SEQ_TRUNCATE || cmd->flags & ~NKV_NO_DIGEST)
-        FAIL(NKV_ENOTSUP,
-             "a sequence that is spread over devices (%s) cannot be a session: keep each on one device "
-             "(dp)",
-             group->kind->name);
-    if (opens)
-        TRY(grow_scratch(group, cmd->n_tokens));
-    for (m = 0; m < group->n; m++) {
-        struct nkv_cmd part = *cmd;
-        uint32_t page = group->shape.page_tokens, local = group->kind->local_tokens(group, m, cmd->n_tokens);
-
-        part.after = 0;
-        part.pos = group->kind->local_tokens(group, m, cmd->pos);
-        part.n_tokens = !opens ? 0 : local < page ? page : local; /* a member holds a sequence even if none of it */
-        if (run_member(group, entry, m, &part) < 0 && opens)
-            break;
-        TRY(check_lost(group));
-    }
-    for (uint32_t i = 0; opens && m < group->n && i < m; i++) /* it failed on member m: as if it never was */
-        (void)run_member(group, entry, i, &close);
-    return entry->res;
 }
 
 /* ---- The queue ---- */
@@ -373,8 +320,8 @@ static int pump(struct group *group)
 
         if (!operands_ready(group, entry))
             return 0;
-        status = is_data(entry->cmd.op) ? plan_entry(group, entry) : control(group, entry);
-        TRY(check_lost(group));
+        status = is_data(entry->cmd.op) ? plan_entry(group, entry) : group_control(group, entry);
+        TRY(group_check(group));
         if (status == 0 && is_data(entry->cmd.op))
             return 0;
         entry->state = GROUP_RUNS;
@@ -435,7 +382,7 @@ static int group_submit(struct nkv_device *device, const struct nkv_cmd *cmds, u
 {
     struct group *group = group_of(device);
 
-    TRY(check_lost(group));
+    TRY(group_check(group));
     if (n > QUEUE_COMMANDS - (group->n_taken - group->n_given))
         FAIL(NKV_ENOSPC, "%u commands into a queue of %u", n, QUEUE_COMMANDS);
     for (uint32_t i = 0; i < n; i++)
@@ -462,7 +409,7 @@ static int group_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint3
     struct group *group = group_of(device);
     uint32_t n = 0;
 
-    TRY(check_lost(group));
+    TRY(group_check(group));
     if (min_n > group->n_taken - group->n_given || min_n > max_n)
         FAIL(NKV_EINVAL, "%u completions of %llu commands in flight", min_n,
              (unsigned long long)(group->n_taken - group->n_given));

@@ -67,6 +67,16 @@ struct group {
     struct nkv_kv_parallel_report counts;
 };
 
+/* ---- group.c ---- */
+/* 0, or what ended the group, with its message. */
+int group_check(const struct group *group);
+/* Runs one command of a member to its end while nothing else is in flight. returns: its result. */
+int group_run(struct group *group, struct group_entry *entry, uint32_t member, struct nkv_cmd *cmd);
+
+/* ---- group_control.c ---- */
+/* Runs a command other than APPEND, SELECT and ATTEND while nothing is in flight. returns: its result. */
+int group_control(struct group *group, struct group_entry *entry);
+
 /* ---- For the kinds ---- */
 /* Room in a member's window for this command's operands; what is beyond the window is never written (group_at). */
 uint64_t group_take(struct group *group, uint32_t member, uint64_t bytes);

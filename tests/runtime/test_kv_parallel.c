@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "base/mem.h"
+#include "runtime/group.h"
 #include "runtime/rig.h"
 
 #define N_STEPS  12u
@@ -206,13 +208,16 @@ static void test_ties(void **state)
     record_free(&record[1]);
 }
 
-/* A batch and two tickets in flight. */
+/*
+ * A batch and two tickets in flight. The third time the members' windows are said to be smaller than they are: they
+ * fill up, commands wait for them, and what needs more has larger ones mapped.
+ */
 static void test_batches(void **state)
 {
-    static float outputs[2][4][RIG_LAYERS * RIG_ROW];
+    static float outputs[3][4][RIG_LAYERS * RIG_ROW];
 
     (void)state;
-    for (uint32_t i = 0; i < 2; i++) {
+    for (uint32_t i = 0; i < 3; i++) {
         struct rig_options options = {.n_devices = i ? 3 : 1, .kv_parallel = i ? NKV_KV_CONTEXT : NKV_KV_DATA};
         struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 500, 160, NKV_SELECT_LAYER);
         struct nkv_ticket *tickets[2];
@@ -223,6 +228,8 @@ static void test_batches(void **state)
 
         assert_int_equal(rig_open(&rig, &options), 0);
         for (uint32_t j = 0; j < 4; j++) {
+            if (i == 2)
+                rig.context->group->member_bytes = 1024;
             assert_int_equal(nkv_seq_open(rig.context, &so, &seqs[j]), 0);
             rig_seq_init(&s[j], seqs[j], 20 + j);
             assert_int_equal(rig_prefill(&rig, &s[j], 300 + 31 * j, 200), 0);
@@ -246,8 +253,11 @@ static void test_batches(void **state)
             assert_int_equal(nkv_seq_status(seqs[j]), 0);
             rig_seq_free(&s[j]);
         }
+        if (i == 2)
+            assert_true(rig.context->group->member_bytes > 1024);
         rig_close(&rig);
     }
+    assert_memory_equal(outputs[1], outputs[2], sizeof outputs[1]);
     assert_true(rig_difference(&outputs[0][0][0], &outputs[1][0][0], 4 * RIG_LAYERS * RIG_ROW) <= ROUNDING);
 }
 
@@ -344,6 +354,43 @@ static void test_command_fails(void **state)
         rig_seq_free(&s);
         rig_close(&rig);
     }
+}
+
+/* Without memory for any part of it a group is not opened, and nothing is lost or left. */
+static void test_no_memory(void **state)
+{
+    struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_CONTEXT};
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 600, 160, NKV_SELECT_LAYER);
+    struct nkv_context_options again = {
+        .size = sizeof again, .n_devices = 2, .max_batch = 4, .kv_parallel = NKV_KV_CONTEXT};
+    uint32_t n_failed = 0;
+    int status = NKV_ENOMEM;
+    struct rig rig;
+
+    (void)state;
+    assert_int_equal(rig_open(&rig, &options), 0);
+    again.shape = rig.shape;
+    again.devices = rig.devices;
+    again.compute = rig.compute;
+    nkv_context_close(rig.context);
+    for (uint64_t n = 1; status < 0; n++) {
+        struct nkv_seq *seq;
+
+        rig.context = NULL;
+        nkv_mem_fail_at(n);
+        status = nkv_context_open(&again, &rig.context);
+        if (status == 0)
+            status = nkv_seq_open(rig.context, &so, &seq);
+        nkv_mem_fail_at(0);
+        assert_true(status == 0 || status == NKV_ENOMEM);
+        n_failed += status < 0;
+        if (status < 0)
+            nkv_context_close(rig.context);
+    }
+    assert_true(n_failed > 10);
+    nkv_seq_close(rig.context->sequences);
+    assert_true(rig_empty(&rig));
+    rig_close(&rig);
 }
 
 /* What one member cannot open, none keeps. */
@@ -444,8 +491,8 @@ int main(void)
         cmocka_unit_test(test_budgets),          cmocka_unit_test(test_ties),
         cmocka_unit_test(test_batches),          cmocka_unit_test(test_larger_than_a_device),
         cmocka_unit_test(test_whole_budget),     cmocka_unit_test(test_command_fails),
-        cmocka_unit_test(test_open_fails),       cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_open_fails),       cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_refusals),         cmocka_unit_test(test_messages),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
