@@ -125,9 +125,11 @@ static json_t *kv_parallel_json(const struct run *run)
     struct nkv_kv_parallel_report report;
 
     nkv_context_kv_parallel(run->session.context, &report);
-    return json_pack("{s:s, s:i, s:I, s:I, s:I}", "mapping", nkv_kv_parallel_name(report.kv_parallel), "devices",
-                     (int)report.n_devices, "commands", (json_int_t)report.n_commands, "messages",
-                     (json_int_t)report.n_messages, "select_rounds", (json_int_t)report.n_select_rounds);
+    return json_pack("{s:s, s:i, s:I, s:I, s:I, s:I, s:I}", "mapping", nkv_kv_parallel_name(report.kv_parallel),
+                     "devices", (int)report.n_devices, "commands", (json_int_t)report.n_commands, "messages",
+                     (json_int_t)report.n_messages, "select_rounds", (json_int_t)report.n_select_rounds,
+                     "to_device_bytes", (json_int_t)report.to_device_bytes, "from_device_bytes",
+                     (json_int_t)report.from_device_bytes);
 }
 
 /* What belongs to one prompt. */

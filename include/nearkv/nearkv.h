@@ -369,6 +369,8 @@ struct nkv_kv_parallel_report {
     uint64_t n_commands;      /* of the context: an append, a selection, an attention of one sequence and layer, ... */
     uint64_t n_messages;      /* commands that the devices got for them; each is answered once */
     uint64_t n_select_rounds; /* selections for which the host ranked what several devices told */
+    uint64_t to_device_bytes,
+        from_device_bytes; /* of all devices together; nkv_seq_stats counts as if there were one */
 };
 NKV_API void nkv_context_kv_parallel(const struct nkv_context *context, struct nkv_kv_parallel_report *report_out);
 

@@ -147,6 +147,26 @@ static int submit_batch(struct group *group, uint32_t m, const struct nkv_cmd *c
     return 0;
 }
 
+/* What a member's command takes down and brings up: f32 q, k, v, partials and scores, u32 lists. */
+static void count_bytes(struct group *group, const struct nkv_cmd *cmd)
+{
+    const struct nkv_kv_shape *shape = &group->local;
+    uint64_t n_units = cmd->flags & NKV_PER_HEAD ? shape->n_kv_heads : 1,
+             n_rows = cmd->n_tokens * (uint64_t)shape->n_heads;
+    uint64_t lists = 4u * n_units * ((uint64_t)cmd->n_pages + 1), n_scores = 0;
+
+    if (cmd->op == NKV_OP_APPEND) {
+        group->counts.to_device_bytes += 8u * (uint64_t)cmd->n_tokens * shape->n_kv_heads * shape->head_dim;
+        return;
+    }
+    if (cmd->flags & NKV_SCORES)
+        n_scores = n_units * (cmd->flags & NKV_CANDIDATES ? cmd->n_pages : group_rule(group, cmd).n_total);
+    group->counts.to_device_bytes += 4u * n_rows * shape->head_dim;
+    group->counts.to_device_bytes += cmd->op == NKV_OP_ATTEND && !(cmd->flags & NKV_ALL_PAGES) ? lists : 0;
+    group->counts.from_device_bytes +=
+        cmd->op == NKV_OP_SELECT ? lists + 4u * n_scores : 4u * n_rows * (shape->head_dim + 2u);
+}
+
 /* The commands of one member, which are what `after` of later ones will point to. */
 static int submit_member(struct group *group, const struct group_entry *entry, uint32_t m)
 {
@@ -164,6 +184,7 @@ static int submit_member(struct group *group, const struct group_entry *entry, u
             continue;
         sub->cmd.after = needed ? (uint32_t)(member->n_queued - (needed - 1)) : 0;
         batch[n++] = sub->cmd;
+        count_bytes(group, &sub->cmd);
         group->last[slot * group->n + m] = ++member->n_queued;
         if (n < STAGED_COMMANDS)
             continue;
@@ -205,8 +226,8 @@ static int map_members(struct group *group, uint64_t bytes)
     return 0;
 }
 
-/* Completions of what was in flight when a member was lost. */
-static void discard(struct group *group)
+/* Waits for what is in flight on members that still answer. */
+static void drain_members(struct group *group)
 {
     for (uint32_t m = 0; m < group->n; m++) {
         struct port *member = &group->members[m];
@@ -216,6 +237,11 @@ static void discard(struct group *group)
             member->n_in_flight--;
         member->n_in_flight = 0;
     }
+}
+
+static void discard(struct group *group)
+{
+    drain_members(group);
     group->n_taken = group->n_begun = group->n_given = 0;
     group->n_running = group->n_subs = 0;
     memset(group->used, 0, group->n * sizeof *group->used);
@@ -464,7 +490,7 @@ void group_close(struct group *group)
     if (!group)
         return;
     if (group->members)
-        discard(group);
+        drain_members(group);
     if (group->window.base)
         nkv_region_close(&group->window);
     nkv_free(group->members);
@@ -517,7 +543,6 @@ int group_open(enum nkv_kv_parallel kv_parallel, const struct nkv_kv_shape *shap
     if (status == 0)
         status = fill(group, devices);
     if (status < 0) {
-        group->n = group->used && group->last ? n : 0;
         group_close(group);
         return status;
     }

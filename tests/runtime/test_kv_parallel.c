@@ -479,6 +479,12 @@ static void test_messages(void **state)
         assert_int_equal(after.n_commands - before.n_commands, 3 * RIG_LAYERS);
         assert_int_equal(after.n_select_rounds - before.n_select_rounds, RIG_LAYERS);
         assert_in_range(after.n_messages - before.n_messages, (1 + 4 + 1) * RIG_LAYERS, (1 + 4 + 4) * RIG_LAYERS);
+        /* Whatever the context: q to each for either question, the set once, k, v; at most as many candidates from each
+         * as could be chosen. */
+        assert_in_range(after.to_device_bytes - before.to_device_bytes, 1,
+                        4 * RIG_LAYERS * (2 * RIG_KV_ROW + 8 * RIG_ROW + 16 + 4));
+        assert_in_range(after.from_device_bytes - before.from_device_bytes, 1,
+                        4 * RIG_LAYERS * 4 * (2 * 13 + 1 + RIG_ROW + 2 * RIG_HEADS));
     }
     rig_seq_free(&s);
     rig_close(&rig);
