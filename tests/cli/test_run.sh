@@ -69,6 +69,11 @@ for mapping, devices in (('cp', 3), ('tp', 2)):
         assert max(used) < 1.1 * one['devices'][0]['used_bytes'] / devices and min(used) > 0.8 * max(used), used
 got, _ = run('run', '-f', text, *ask, *spread)
 assert [a['text'] for a in got['answers']] == ['31415.', '27.', ''] and got['answers'][0]['device'] is None, got['answers']
+small = ['--device', 'cpu:capacity=20M', '--device', 'cpu:capacity=20M']
+_, err = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, status=2)
+assert 'the largest device has' in err, err
+got, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, '--kv-parallel', 'cp', '--json')
+assert got['text'] == '31415.' and got['kv']['bytes'] + got['kv']['digest_bytes'] > 20 << 20, got['kv']
 for wrong, words in ((['--mode', 'png'], 'mode png'), (['--mode', 'pnm', '--trace', f'{tmp}/t'], '--trace'),
                      (['--mode', 'pnm', '--session', 's', '--device', 'unix:/x'], '--session'),
                      (['--mode', 'pnm', '--kv-parallel', 'tp', '--devices', 3], 'KV heads')):

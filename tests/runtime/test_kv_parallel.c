@@ -105,7 +105,6 @@ static void run(struct rig_options options, const struct nkv_seq_options *so, st
     rig_close(&rig);
 }
 
-/* same_sets: tp with one set per layer adds the scores of heads in another order. */
 static void check_equal(enum nkv_kv_parallel kv_parallel, uint32_t n_devices, const struct nkv_seq_options *so,
                         enum nkv_dtype dtype)
 {
@@ -138,7 +137,7 @@ static void check_kind(enum nkv_kv_parallel kv_parallel, uint32_t max_devices)
 
             so.sparse_prefill = variant % 3 == 2;
             so.n_dense_layers = variant == 4;
-            check_equal(kv_parallel, n, &so, variant % 2 ? NKV_F16 : NKV_F32);
+            check_equal(kv_parallel, n, &so, (enum nkv_dtype)((n + variant) % NKV_DTYPE_COUNT));
         }
 }
 
