@@ -17,11 +17,12 @@ static const struct {
     {"decode", bench_decode_main, "token time of a model shape over filled caches"},
     {"device", bench_device_main, "round trip of an empty command"},
     {"prefill", bench_prefill_main, "prefill of a model shape against the FC library's rate"},
+    {"serve", bench_serve_main, "many requests that come and go: latencies, throughput, load of the devices"},
 };
 
 static void print_usage(FILE *file)
 {
-    fputs("usage: nearkv bench attend|decode|prefill|device [options]\n", file);
+    fputs("usage: nearkv bench attend|decode|prefill|serve|device [options]\n", file);
     for (size_t i = 0; i < sizeof benches / sizeof *benches; i++)
         fprintf(file, "  %-8s %s\n", benches[i].name, benches[i].what);
     fputs("Each has --help and --json.\n", file);

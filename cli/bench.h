@@ -18,6 +18,7 @@ int bench_attend_main(int argc, char **argv);
 int bench_decode_main(int argc, char **argv);
 int bench_device_main(int argc, char **argv);
 int bench_prefill_main(int argc, char **argv);
+int bench_serve_main(int argc, char **argv);
 
 /*
  * A source of synthetic keys, values and queries for one layer with a heavy-tailed score distribution: each KV head has

@@ -175,9 +175,13 @@ double bench_median(double *values, uint32_t n, double *min_out)
 int bench_read_options(int argc, char **argv, const char *usage, const struct option *options, int help,
                        int (*read_flag)(int flag, const char *arg, void *read_arg), void *read_arg)
 {
+    const char *letters = "";
     int flag, rc;
 
-    while ((flag = getopt_long(argc, argv, "", options, NULL)) != -1) {
+    for (const struct option *o = options; o->name; o++)
+        if (o->val == 'm')
+            letters = "m:"; /* --model, the only one with a letter */
+    while ((flag = getopt_long(argc, argv, letters, options, NULL)) != -1) {
         if (flag == help) {
             fputs(usage, stdout);
             return -1;

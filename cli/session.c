@@ -283,8 +283,13 @@ int session_open_devices(struct session *session, const struct session_need *nee
 
     session->n_devices = session_device_count(&session->options);
     rc = check_memory(session, need);
-    if (rc == CLI_OK)
-        rc = session_open_pnm(session, need->device_bytes);
+    return rc == CLI_OK ? session_open_checked(session, need) : rc;
+}
+
+int session_open_checked(struct session *session, const struct session_need *need)
+{
+    int rc = session_open_pnm(session, need->device_bytes);
+
     if (rc == CLI_OK)
         rc = open_compute(session, need->compute_bytes);
     return rc == CLI_OK ? open_context(session, need->max_batch) : rc;

@@ -103,6 +103,8 @@ int session_open_model(struct session *session, const struct session_options *op
 int session_open_pnm(struct session *session, uint64_t capacity_bytes);
 /* Opens devices of the stated capacity, context and decoder, after checking that there is memory for them. */
 int session_open_devices(struct session *session, const struct session_need *need);
+/* The same when the caller has checked. */
+int session_open_checked(struct session *session, const struct session_need *need);
 /* The decoder alone, of a process that follows another (nkv_decoder_follow). */
 int session_open_decoder(struct session *session, uint32_t max_batch);
 /* At the end of the work: what a device has still to say, such as a trace that could not be written. returns: CLI_OK,

@@ -260,6 +260,14 @@ static const struct column {
     FIELD(NUMBER, gpu_bytes_per_token, 0),
     FIELD(NUMBER, gpu_flops_per_token, 0),
     FIELD(NUMBER, kv_capacity_used, 0),
+    FIELD(NUMBER, attended_bytes_per_token, 0),
+    FIELD(COUNT, mapping_group, 0),
+    FIELD(NUMBER, layer_transfers, 0),
+    FIELD(NUMBER, layer_sorts, 0),
+    FIELD(NUMBER, layer_reduce_messages, 0),
+    FIELD(NUMBER, layer_list_messages, 0),
+    FIELD(NUMBER, layer_select_bytes, 0),
+    FIELD(NUMBER, layer_select_ms, 0),
 };
 
 #define N_COLUMNS (sizeof columns / sizeof *columns)

@@ -55,6 +55,7 @@ static int read_context(struct sim_options *o, const char *flag, const char *arg
 static int read_mode(struct sim_options *o, const char *flag, const char *arg)
 {
     (void)flag;
+    o->has_mode = true;
     return nkv_mode_parse(arg, &o->config.mode) < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 
@@ -66,6 +67,17 @@ static int read_gpus(struct sim_options *o, const char *flag, const char *arg)
 static int read_pnm(struct sim_options *o, const char *flag, const char *arg)
 {
     return read_u32(flag, arg, 0, 8192, &o->config.n_pnm);
+}
+
+static int read_kv_parallel(struct sim_options *o, const char *flag, const char *arg)
+{
+    return nkv_sim_mapping_parse(arg, &o->config.mapping) < 0 ? cli_usage("--%s: %s", flag, nkv_last_error()) : CLI_OK;
+}
+
+static int read_kv_group(struct sim_options *o, const char *flag, const char *arg)
+{
+    o->config.mapping_group = 0;
+    return strcmp(arg, "max") == 0 ? CLI_OK : read_u32(flag, arg, 1, 8192, &o->config.mapping_group);
 }
 
 static int read_tp(struct sim_options *o, const char *flag, const char *arg)
@@ -217,6 +229,9 @@ const struct sim_flag sim_flags[] = {
     {"mode", "recall, pnm, png or full (png)", read_mode},
     {"gpus", "GPUs (2)", read_gpus},
     {"pnm", "PNM devices; 0: pages in the GPUs' memory (8)", read_pnm},
+    {"kv-parallel", "dp, tp or cp: a request on one PNM device, its KV heads over several, or its pages (dp)",
+     read_kv_parallel},
+    {"kv-group", "tp, cp: PNM devices that share a request, or max; groups share the batch (max)", read_kv_group},
     {"tp", "GPUs of a tensor-parallel group; the groups are pipeline stages (a node's)", read_tp},
     {"batch", "requests, or max: as many as are admitted (max)", read_batch},
     {"budget", "tokens attended per step, or a rule (52*context^0.5)", read_budget},
@@ -322,6 +337,8 @@ int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out
 
     if (follow_trace(o) != CLI_OK)
         return CLI_FAILED;
+    if (o->config.mapping != NKV_SIM_DP && !o->has_mode)
+        o->config.mode = NKV_MODE_PNM;
 
     if (ends_with(o->model, ".gguf")) {
         if (open_gguf(o->model, &o->config.model) != CLI_OK)
@@ -398,8 +415,9 @@ json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machin
     json_t *object = sim_shared_assumptions(o, machine);
 
     json_object_update_new(
-        object, json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:b, s:b}", "model", c->model.name, "mode",
-                          nkv_mode_name(c->mode), "context", (json_int_t)c->context_tokens, "output",
+        object, json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:b, s:b}", "model", c->model.name,
+                          "mode", nkv_mode_name(c->mode), "kv_parallel", nkv_sim_mapping_name(c->mapping), "kv_group",
+                          (json_int_t)c->mapping_group, "context", (json_int_t)c->context_tokens, "output",
                           (json_int_t)c->output_tokens, "gpus", (json_int_t)c->n_gpus, "pnm", (json_int_t)c->n_pnm,
                           "tp", (json_int_t)c->tp, "batch", (json_int_t)c->batch, "steady", steady_json(c->steady),
                           "in_flight_prefill", (int)c->in_flight_prefill, "full_activity", (int)c->full_activity));

@@ -75,6 +75,18 @@ static void print_energy(const struct nkv_sim_report *r)
     printf(" per token\n");
 }
 
+static void print_mapping(const struct nkv_sim_config *c, const struct nkv_sim_report *r)
+{
+    printf("mapping         %s over groups of %u; per token and layer %.4g transfers, %.4g sorts, %s attended\n",
+           nkv_sim_mapping_name(c->mapping), r->mapping_group, r->layer_transfers, r->layer_sorts,
+           cli_bytes((uint64_t)(r->attended_bytes_per_token / c->model.n_layers)));
+    if (r->layer_reduce_messages > 0)
+        printf("selection       per token and layer %.4g messages with scores, %.4g with lists, %s between devices; "
+               "rounds %.4f ms per layer, %.3f ms per step\n",
+               r->layer_reduce_messages, r->layer_list_messages, cli_bytes((uint64_t)r->layer_select_bytes),
+               r->layer_select_ms, r->layer_select_ms * c->model.n_layers);
+}
+
 static void print_text(const struct sim_options *o, const struct nkv_sim_report *r)
 {
     const struct nkv_sim_config *c = &o->config;
@@ -93,6 +105,7 @@ static void print_text(const struct sim_options *o, const struct nkv_sim_report 
            r->recalled_pages_error, r->n_samples);
     printf("link            %s per token, %s of it recalled pages\n", cli_bytes((uint64_t)r->link_bytes_per_token),
            cli_bytes((uint64_t)r->recall_bytes_per_token));
+    print_mapping(c, r);
     print_energy(r);
     printf(
         "cost            %.2f $/h, %.0f tokens/$, %.3f $/Mtoken (GPUs and cards); %.3f $/Mtoken with hosts, switches, "
@@ -118,6 +131,16 @@ static json_t *accounts_json(const double joules[NKV_SIM_ACCOUNT_COUNT])
     return object;
 }
 
+static json_t *mapping_json(const struct nkv_sim_config *c, const struct nkv_sim_report *r)
+{
+    return json_pack(
+        "{s:s, s:I, s:f, s:{s:f, s:f, s:f, s:f, s:f}, s:f, s:f}", "kv_parallel", nkv_sim_mapping_name(c->mapping),
+        "group", (json_int_t)r->mapping_group, "attended_bytes_per_token", r->attended_bytes_per_token,
+        "per_token_and_layer", "transfers", r->layer_transfers, "sorts", r->layer_sorts, "reduce_messages",
+        r->layer_reduce_messages, "list_messages", r->layer_list_messages, "select_bytes", r->layer_select_bytes,
+        "select_ms_per_layer", r->layer_select_ms, "select_ms_per_step", r->layer_select_ms * c->model.n_layers);
+}
+
 static int print_json(const struct sim_options *o, const struct nkv_sim_machine *machine,
                       const struct nkv_sim_report *r)
 {
@@ -131,11 +154,12 @@ static int print_json(const struct sim_options *o, const struct nkv_sim_machine 
         "usd_per_mtoken", r->usd_per_mtoken, "full_cost", "usd_per_hour", r->full_usd_per_hour, "tokens_per_usd",
         r->full_tokens_per_usd, "usd_per_mtoken", r->full_usd_per_mtoken);
 
-    json_object_update_new(object, json_pack("{s:f, s:f, s:I, s:f, s:f, s:f, s:o}", "recalled_pages_per_layer_request",
-                                             r->recalled_pages, "recalled_pages_error", r->recalled_pages_error,
-                                             "samples", (json_int_t)r->n_samples, "steady_hit_ratio", r->steady_hit,
-                                             "link_bytes_per_token", r->link_bytes_per_token, "recall_bytes_per_token",
-                                             r->recall_bytes_per_token, "assumptions", sim_assumptions(o, machine)));
+    json_object_update_new(
+        object, json_pack("{s:f, s:f, s:I, s:f, s:f, s:f, s:o, s:o}", "recalled_pages_per_layer_request",
+                          r->recalled_pages, "recalled_pages_error", r->recalled_pages_error, "samples",
+                          (json_int_t)r->n_samples, "steady_hit_ratio", r->steady_hit, "link_bytes_per_token",
+                          r->link_bytes_per_token, "recall_bytes_per_token", r->recall_bytes_per_token, "mapping",
+                          mapping_json(&o->config, r), "assumptions", sim_assumptions(o, machine)));
     return text_print_json(object);
 }
 

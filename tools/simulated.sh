@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # What the simulator says, as a Markdown report: the paper's claims, the checks, the ablations. Nothing in it is measured on
-# this machine. Publish with: tools/simulated.sh > bench/results/simulated.md
+# this machine. Publish with: tools/simulated.sh > bench/results/simulated.md; `tools/simulated.sh mappings` prints one section.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
 
 run() {
     echo
@@ -13,6 +15,93 @@ run() {
     echo "\`\`\`"
 }
 
+# Points of several sweeps, one table: a row per model, context, batch and devices, a column per mapping.
+pivot() {
+    awk -F, '
+        FNR == 1 { delete at; for (i = 1; i <= NF; i++) at[$i] = i; next }
+        {
+            row = sprintf("%-14s %7s %5s %7s", $at["model"], $at["context"], $at["batch"], $at["pnm"])
+            name = $at["kv-parallel"] ($at["select"] == "kv-head" ? "/head" : "") ($at["kv-group"] != "max" ? "/" $at["kv-group"] : "")
+            if (!(row in seen)) { seen[row] = 1; rows[++n] = row }
+            if ($at["status"] == "ok") value[row, name] = $at["tokens_per_s"]
+        }
+        END {
+            m = split("dp tp cp cp/8 dp/head tp/head", names, " ")
+            printf "%-14s %7s %5s %7s", "model", "context", "batch", "devices"
+            for (j = 1; j <= m; j++) printf " %9s", names[j]
+            print "   most (set per layer)"
+            for (i = 1; i <= n; i++) {
+                best = "none fits"; most = 0
+                printf "%s", rows[i]
+                for (j = 1; j <= m; j++) {
+                    v = value[rows[i], names[j]]
+                    printf " %9s", v == "" ? "-" : sprintf("%.1f", v)
+                    if (j <= 4 && v > 1.01 * most) { best = names[j]; most = v }
+                }
+                print "   " best
+            }
+        }' "$@"
+}
+
+# Named columns of a sweep.
+columns() {
+    awk -F, -v wanted="$1" '
+        NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i; n = split(wanted, names, " ") }
+        { for (j = 1; j <= n; j++) {
+            width = length(names[j]) > 14 ? length(names[j]) : 14
+            printf "%s%" width "s", (j > 1 ? "  " : ""), $at[names[j]]
+        } print "" }'
+}
+
+mappings() {
+    local n=10 models="8b:8 70b:8 405b:16" common="--machine paper-rack --mode pnm --layers 1 --steps 1 --streams 1"
+    echo "Tokens per second: dp, tp and cp with as many devices in a group as there are (tp: at most 8), cp/8 with groups of 8; dp/head and"
+    echo "tp/head select per KV head. \"-\": not one request fits, or there are not as many devices. At equal rates (1 %) the first is named."
+    echo
+    echo "\`\`\`"
+    for model in $models; do
+        local shape="--model llama-3.1-${model%:*} --gpus ${model#*:} --context 128K,256K,512K,1M --batch 1,max"
+        for sweep in "--pnm 1,2,4,8,16,32,64 --kv-parallel dp,tp,cp --select layer --kv-group max" \
+            "--pnm 16,32,64 --kv-parallel cp --select layer --kv-group 8" \
+            "--pnm 1,2,4,8,16,32,64 --kv-parallel dp,tp --select kv-head --kv-group max"; do
+            echo "\$ nearkv sim sweep $common $shape $sweep"
+            n=$((n + 1))
+            # shellcheck disable=SC2086
+            build/release/nearkv sim sweep $common $shape $sweep >"$tmp/$n.csv"
+        done
+    done
+    pivot "$tmp"/*.csv
+    echo "\`\`\`"
+    echo
+    echo "What the selection takes, one request, per token and layer; select_ms is from the last device's scores, ranked, to the last list:"
+    echo
+    echo "\`\`\`"
+    for model in $models; do
+        # shellcheck disable=SC2086
+        set -- $common --model "llama-3.1-${model%:*}" --gpus "${model#*:}" --context 128K,1M --batch 1 --pnm 2,4,8 --kv-parallel tp,cp
+        echo "\$ nearkv sim sweep $*"
+        build/release/nearkv sim sweep "$@" | columns "model context kv-parallel kv_group sorts_per_layer reduce_messages_per_layer \
+            list_messages_per_layer select_bytes_per_layer select_ms_per_layer step_ms"
+    done
+    echo "\`\`\`"
+    echo
+    echo "Why full batches are slower when requests are spread: without the sorts' time, and without commands' fixed costs:"
+    echo
+    echo "\`\`\`"
+    for set in "pnm.sort_rate=4 G/s" "pnm.sort_rate=100 T/s" "pnm.command_overhead=0 us"; do
+        # shellcheck disable=SC2086
+        set -- $common --model llama-3.1-8b,llama-3.1-70b --gpus 8 --context 128K,1M --batch max --pnm 8 --kv-parallel dp,tp,cp --set "$set"
+        echo "\$ nearkv sim sweep $*"
+        build/release/nearkv sim sweep "$@" | columns "model context kv-parallel admitted_batch tokens_per_s step_ms score_ms topk_ms \
+            attend_pnm_ms append_ms link_ms"
+    done
+    echo "\`\`\`"
+}
+
+if [ "${1:-}" = mappings ]; then # that section alone
+    mappings
+    exit
+fi
 echo "# Simulated"
 echo
 echo "Every number here comes from \`nearkv sim\`, in virtual time; \`docs/simulator.md\` says how and what it is worth. Latencies in the"
@@ -30,3 +119,7 @@ run sim validate --no-self
 echo
 echo "## Ablations"
 run sim ablate
+echo
+echo "## Mappings"
+echo
+mappings

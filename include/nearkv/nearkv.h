@@ -51,9 +51,9 @@ struct nkv_device_config {
 };
 
 /*
- * The KV shape of the sequences that such memory holds; a file with a size is made if it does not exist. returns: 1; 0:
- * it holds none;
- * NKV_EINVAL, NKV_ENOENT, NKV_ESTATE: in use; NKV_EFORMAT, NKV_ENOTSUP, NKV_EIO, NKV_ENOSPC, NKV_ENOMEM.
+ * The KV shape of the sequences that such memory holds. returns: 1; 0: it holds none, or is a file with a size that
+ * does not exist yet; NKV_EINVAL, NKV_ENOENT, NKV_ESTATE: in use; NKV_EFORMAT, NKV_ENOTSUP, NKV_EIO, NKV_ENOSPC,
+ * NKV_ENOMEM.
  */
 NKV_API int nkv_memory_shape(const char *memory, struct nkv_kv_shape *shape_out);
 
@@ -173,12 +173,18 @@ struct nkv_seq_options {
 NKV_API void nkv_seq_options_init(struct nkv_seq_options *options);
 
 /*
- * Opens an empty sequence on the PNM device with the most free memory (ties: the lowest number).
- * returns: 0; NKV_EINVAL; NKV_ENOSPC: no device can hold max_tokens now (the message says how much is missing, and
- * whether it could ever fit), or the compute device has no room for resident pages and digests; NKV_ESTATE: the I/O
- * windows must grow, but a ticket is in flight; a device's error.
+ * Opens an empty sequence on the PNM device that has room and will have the least to do in a decode step: bytes of
+ * pages and digests read, by mode, budget and max_tokens of its sequences (ties: the lowest number). returns: 0;
+ * NKV_EINVAL; NKV_ENOSPC: no device can hold max_tokens now (the message says how much is missing, and whether it could
+ * ever fit), or the compute device has no room for resident pages and digests; NKV_ESTATE: the I/O windows must grow,
+ * but a ticket is in flight; a device's error.
  */
 NKV_API int nkv_seq_open(struct nkv_context *context, const struct nkv_seq_options *options, struct nkv_seq **seq_out);
+/*
+ * Whether such a sequence would fit if no other were open. returns: 0; NKV_ENOSPC: it can never fit, with what is
+ * missing; NKV_EINVAL as nkv_seq_open.
+ */
+NKV_API int nkv_seq_can_fit(const struct nkv_context *context, const struct nkv_seq_options *options);
 /* Frees every page on every device; of a session, those of the compute side only. NULL is allowed. */
 NKV_API void nkv_seq_close(struct nkv_seq *seq);
 /*
@@ -198,6 +204,24 @@ NKV_API int nkv_seq_status(const struct nkv_seq *seq);
 NKV_API const char *nkv_seq_error(const struct nkv_seq *seq);
 /* Number of the PNM device that holds it; 0 where all do. */
 NKV_API uint32_t nkv_seq_device(const struct nkv_seq *seq);
+
+/* Called now and then by what takes long; a nonzero return stops it with NKV_ECANCELED. */
+typedef int (*nkv_progress_fn)(void *arg, uint64_t n_done, uint64_t n_total);
+
+/*
+ * Moves a sequence to another PNM device, between steps: its pages go through both windows in pieces, and the old ones
+ * are freed when all are there. It goes on with the same bits; of what a fork shares it gets a copy. progress counts
+ * bytes and may be NULL. blocks. returns: 0 (also: it is there already); NKV_ENOSPC: no room there; NKV_ESTATE: a step
+ * is under way, the sequence has failed, or the I/O windows must grow, but a ticket is in flight; NKV_ENOTSUP: a
+ * session; NKV_EINVAL, NKV_ENOMEM, NKV_ECANCELED, a device's error. State after a failure: it is where it was.
+ */
+NKV_API int nkv_seq_migrate(struct nkv_seq *seq, uint32_t device, nkv_progress_fn progress, void *progress_arg);
+/*
+ * Moves at most one sequence (no session, none in a ticket or with a step under way) off the device that has the most
+ * to do, if the steps thus shortened are worth the bytes when n_steps more are expected of this company. returns: 1:
+ * moved; 0: nothing is worth it; as nkv_seq_migrate.
+ */
+NKV_API int nkv_context_rebalance(struct nkv_context *context, uint32_t n_steps);
 
 /* ---- Sessions
  * -------------------------------------------------------------------------------------------------------------------
@@ -260,9 +284,6 @@ NKV_API int nkv_session_list(struct nkv_context *context, uint32_t first, struct
 NKV_API int nkv_session_find(struct nkv_context *context, const char *name, struct nkv_session_info *info_out);
 /* Frees a session. returns: 0; NKV_ENOENT; NKV_ESTATE: a client has it; a device's error. */
 NKV_API int nkv_session_remove(struct nkv_context *context, const char *name);
-
-/* Called now and then by what takes long; a nonzero return stops it with NKV_ECANCELED. */
-typedef int (*nkv_progress_fn)(void *arg, uint64_t n_done, uint64_t n_total);
 
 /*
  * Writes a session to a file (docs/formats.md), which appears whole or not at all; the session stays as it is. progress

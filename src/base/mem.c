@@ -12,7 +12,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
+#include <sys/statfs.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -88,13 +90,13 @@ int nkv_region_open_sparse(size_t bytes, struct nkv_region *region_out)
 }
 
 /* No huge-page rounding: the file's size is what the other side sees. */
-static int map_file(int fd, size_t bytes, struct nkv_region *region_out)
+static int map_file(int fd, size_t bytes, bool writable, struct nkv_region *region_out)
 {
     size_t rounded = nkv_round_up(bytes, 4096);
     void *base = MAP_FAILED;
 
     if (!must_fail())
-        base = mmap(NULL, rounded, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        base = mmap(NULL, rounded, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
     if (base == MAP_FAILED)
         FAIL(NKV_ENOMEM, "out of memory: cannot map %zu shared bytes", rounded);
     if (rounded >= HUGE_PAGE_BYTES)
@@ -115,7 +117,7 @@ int nkv_region_share(const char *name, size_t bytes, struct nkv_region *region_o
     if (ftruncate(fd, (off_t)nkv_round_up(bytes, 4096)) || fcntl(fd, F_ADD_SEALS, SIZE_SEALS | F_SEAL_SEAL))
         status = nkv_fail(NKV_ENOMEM, "cannot create %zu bytes of shared memory: %s", bytes, strerror(errno));
     if (status == 0)
-        status = map_file(fd, bytes, region_out);
+        status = map_file(fd, bytes, true, region_out);
     if (status < 0) {
         close(fd);
         return status;
@@ -133,14 +135,30 @@ int nkv_region_attach(int fd, size_t bytes, struct nkv_region *region_out)
         FAIL(NKV_EFORMAT, "shared memory of fewer than %zu bytes", bytes);
     if (seals < 0 || (seals & SIZE_SEALS) != SIZE_SEALS)
         FAIL(NKV_EFORMAT, "shared memory whose size may still change");
-    return map_file(fd, bytes, region_out);
+    return map_file(fd, bytes, true, region_out);
 }
 
-int nkv_region_map(int fd, size_t bytes, struct nkv_region *region_out)
+/* A file in memory has its pages: entering them all at once spares the faults later, which cost more than a commit. */
+static void populate_memory_file(int fd, const struct nkv_region *region)
+{
+#ifdef MADV_POPULATE_READ
+    struct statfs system;
+
+    if (fstatfs(fd, &system) == 0 && system.f_type == TMPFS_MAGIC)
+        (void)madvise(region->base, region->bytes, MADV_POPULATE_READ);
+#else
+    (void)fd;
+    (void)region;
+#endif
+}
+
+int nkv_region_map(int fd, size_t bytes, bool writable, struct nkv_region *region_out)
 {
     if (bytes == 0 || bytes > SIZE_MAX / 2)
         FAIL(NKV_EINVAL, "cannot map %zu bytes of a file", bytes);
-    return map_file(fd, bytes, region_out);
+    TRY(map_file(fd, bytes, writable, region_out));
+    populate_memory_file(fd, region_out);
+    return 0;
 }
 
 int nkv_region_sync(const struct nkv_region *region, size_t bytes)

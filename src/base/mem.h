@@ -43,9 +43,10 @@ int nkv_region_open_sparse(size_t bytes, struct nkv_region *region_out);
  */
 int nkv_region_share(const char *name, size_t bytes, struct nkv_region *region_out, int *fd_out);
 int nkv_region_attach(int fd, size_t bytes, struct nkv_region *region_out);
-/* Maps a file or device so that what is written stays in it; the caller keeps fd. returns: 0, NKV_EINVAL, NKV_ENOMEM.
+/* Maps a file or device so that what is written (if writable) stays in it; the caller keeps fd. returns: 0, NKV_EINVAL,
+ * NKV_ENOMEM.
  */
-int nkv_region_map(int fd, size_t bytes, struct nkv_region *region_out);
+int nkv_region_map(int fd, size_t bytes, bool writable, struct nkv_region *region_out);
 /* Writes the first `bytes` bytes of such a region to the medium; blocks. returns: 0, NKV_EIO. */
 int nkv_region_sync(const struct nkv_region *region, size_t bytes);
 void nkv_region_close(struct nkv_region *region);

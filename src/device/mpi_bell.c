@@ -7,9 +7,9 @@
  *
  * Ranks of one machine wake each other: each has a bell, two words of memory that all of them map. Who sleeps says so,
  * looks at the bell's counter once more and sleeps on it (a futex); who has sent something counts the bell up, and
- * wakes the sleeper if there is one. A message may take several steps of MPI's on both sides, of which we know nothing:
- * hence the sleep ends by itself after a quarter of the time waited so far, or a 32nd where a peer may be on another
- * machine and cannot ring.
+ * wakes the sleeper if there is one. What takes several steps of MPI's on both sides (a long exchange), or comes from
+ * another machine, does not ring: then the sleep ends by itself after a 32nd of the time waited so far. Else it ends
+ * seldom: every look takes time from the device's team, which works on the same cores.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -20,6 +20,7 @@
 
 #define SPIN_NS  4000u
 #define YIELD_NS 20000u
+#define BULK     (64u << 10) /* bytes of an exchange from which on MPI may need several steps for it */
 
 struct bell {
     _Alignas(NKV_CACHE_LINE) _Atomic uint32_t rings;
@@ -33,15 +34,24 @@ struct nkv_mpi_bells {
     struct bell *of[]; /* by rank; NULL: on another machine */
 };
 
+/* MPI gives memory without alignment, at the same place within a page for all who map it. */
+static struct bell *aligned(void *memory)
+{
+    return (struct bell *)nkv_round_up((uintptr_t)memory, NKV_CACHE_LINE);
+}
+
 static int map_bells(struct nkv_mpi *mpi, MPI_Comm local, uint32_t n_local, struct nkv_mpi_bells *bells)
 {
     int *ranks, rank = (int)mpi->rank, unit, code;
+    void *memory = NULL;
     MPI_Aint bytes;
 
     TRY(nkv_alloc(n_local, sizeof *ranks, &ranks));
     code = MPI_Allgather(&rank, 1, MPI_INT, ranks, 1, MPI_INT, local);
-    for (uint32_t i = 0; code == MPI_SUCCESS && i < n_local; i++)
-        code = MPI_Win_shared_query(bells->window, (int)i, &bytes, &unit, &bells->of[ranks[i]]);
+    for (uint32_t i = 0; code == MPI_SUCCESS && i < n_local; i++) {
+        code = MPI_Win_shared_query(bells->window, (int)i, &bytes, &unit, &memory);
+        bells->of[ranks[i]] = aligned(memory);
+    }
     nkv_free(ranks);
     bells->own = bells->of[rank];
     bells->all_near = n_local == mpi->size;
@@ -51,12 +61,14 @@ static int map_bells(struct nkv_mpi *mpi, MPI_Comm local, uint32_t n_local, stru
 int nkv_mpi_bells_open(struct nkv_mpi *mpi, MPI_Comm local, uint32_t n_local)
 {
     struct nkv_mpi_bells *bells;
+    void *memory = NULL;
     struct bell *own;
 
     TRY(nkv_alloc(1, sizeof *bells + mpi->size * sizeof *bells->of, &bells));
     mpi->bells = bells;
-    TRY(nkv_mpi_check(MPI_Win_allocate_shared(sizeof *own, 1, MPI_INFO_NULL, local, &own, &bells->window),
+    TRY(nkv_mpi_check(MPI_Win_allocate_shared(2 * sizeof *own, 1, MPI_INFO_NULL, local, &memory, &bells->window),
                       "making memory for bells"));
+    own = aligned(memory);
     atomic_store(&own->rings, 0);
     atomic_store(&own->sleeps, 0);
     return map_bells(mpi, local, n_local, bells);
@@ -88,7 +100,7 @@ void nkv_mpi_ring_all(const struct nkv_mpi *mpi, uint32_t n)
 
 struct nkv_mpi_turn nkv_mpi_first_turn(const struct nkv_mpi *mpi)
 {
-    return (struct nkv_mpi_turn){nkv_now_ns(), atomic_load(&mpi->bells->own->rings)};
+    return (struct nkv_mpi_turn){nkv_now_ns(), atomic_load(&mpi->bells->own->rings), mpi->bells->all_near};
 }
 
 static uint64_t clamp(uint64_t x, uint64_t low, uint64_t high)
@@ -108,16 +120,15 @@ void nkv_mpi_pause(const struct nkv_mpi *mpi, struct nkv_mpi_turn *turn)
     } else {
         atomic_store(&own->sleeps, 1);
         nkv_futex_wait_shared(&own->rings, turn->seen,
-                              mpi->bells->all_near ? clamp(waited_ns / 4, 50000, 5000000)
-                                                   : clamp(waited_ns / 32, 5000, 1000000));
+                              turn->is_rung ? clamp(waited_ns / 4, 500000, 5000000)
+                                            : clamp(waited_ns / 32, 5000, 1000000));
         atomic_store(&own->sleeps, 0);
     }
     turn->seen = atomic_load(&own->rings);
 }
 
-int nkv_mpi_wait(const struct nkv_mpi *mpi, MPI_Request *request, const char *what)
+static int wait_from(const struct nkv_mpi *mpi, MPI_Request *request, struct nkv_mpi_turn turn, const char *what)
 {
-    struct nkv_mpi_turn turn = nkv_mpi_first_turn(mpi);
     int done = 0;
 
     for (;;) {
@@ -128,11 +139,19 @@ int nkv_mpi_wait(const struct nkv_mpi *mpi, MPI_Request *request, const char *wh
     }
 }
 
-/* Whoever waits for a part of it may have to pass it on: all are woken when it begins and when it is done here. */
-int nkv_mpi_finish(const struct nkv_mpi *mpi, MPI_Request *request, uint32_t n, const char *what)
+int nkv_mpi_wait(const struct nkv_mpi *mpi, MPI_Request *request, const char *what)
 {
+    return wait_from(mpi, request, nkv_mpi_first_turn(mpi), what);
+}
+
+/* Whoever waits for a part of it may have to pass it on: all are woken when it begins and when it is done here. */
+int nkv_mpi_finish(const struct nkv_mpi *mpi, MPI_Request *request, uint32_t n, uint64_t bytes, const char *what)
+{
+    struct nkv_mpi_turn turn = nkv_mpi_first_turn(mpi);
+
+    turn.is_rung &= bytes < BULK;
     nkv_mpi_ring_all(mpi, n);
-    TRY(nkv_mpi_wait(mpi, request, what));
+    TRY(wait_from(mpi, request, turn, what));
     nkv_mpi_ring_all(mpi, n);
     return 0;
 }

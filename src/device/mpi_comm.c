@@ -55,7 +55,7 @@ static int mpi_reserve(struct nkv_comm *comm, uint64_t bytes)
 static int finish(struct mpi_comm *m, int code, MPI_Request *request, uint64_t bytes, const char *what)
 {
     TRY(nkv_mpi_check(code, what));
-    TRY(nkv_mpi_finish(m->job, request, m->comm.size, what));
+    TRY(nkv_mpi_finish(m->job, request, m->comm.size, bytes, what));
     m->job->traffic.n_exchanges++;
     m->job->traffic.exchange_bytes += bytes;
     return 0;
@@ -119,10 +119,10 @@ static int mpi_sum(struct nkv_comm *comm, float *x, uint64_t n)
         memcpy(even, x, n * sizeof *x); /* what lies behind is never looked at */
     count = (int)slice;
     TRY(nkv_mpi_check(MPI_Ialltoall(even, count, MPI_FLOAT, others, count, MPI_FLOAT, m->group, &request), "sum"));
-    TRY(nkv_mpi_finish(m->job, &request, comm->size, "sum"));
+    TRY(nkv_mpi_finish(m->job, &request, comm->size, n * sizeof *x, "sum"));
     add_slices(others, slice, comm->size);
     TRY(nkv_mpi_check(MPI_Iallgather(others, count, MPI_FLOAT, even, count, MPI_FLOAT, m->group, &request), "sum"));
-    TRY(nkv_mpi_finish(m->job, &request, comm->size, "sum"));
+    TRY(nkv_mpi_finish(m->job, &request, comm->size, n * sizeof *x, "sum"));
     if (even != x)
         memcpy(x, even, n * sizeof *x);
     m->job->traffic.n_sums++;

@@ -210,7 +210,7 @@ int nkv_mpi_agree(struct nkv_mpi *mpi, int32_t value, int32_t *value_out, uint32
     MPI_Request request;
 
     TRY(nkv_mpi_check(MPI_Iallreduce(&own, &all, 1, MPI_2INT, MPI_MAXLOC, mpi->world, &request), "agreeing"));
-    TRY(nkv_mpi_finish(mpi, &request, mpi->size, "agreeing"));
+    TRY(nkv_mpi_finish(mpi, &request, mpi->size, sizeof own, "agreeing"));
     *value_out = all.value;
     *rank_out = (uint32_t)all.rank;
     return 0;
@@ -250,7 +250,7 @@ void nkv_mpi_close(struct nkv_mpi *mpi)
     if (!mpi)
         return;
     if (nkv_mpi_check(MPI_Ibarrier(mpi->world, &request), "leaving the MPI job") == 0)
-        (void)nkv_mpi_finish(mpi, &request, mpi->size, "leaving the MPI job");
+        (void)nkv_mpi_finish(mpi, &request, mpi->size, 0, "leaving the MPI job");
     nkv_mpi_bells_close(mpi);
     nkv_mpi_comm_close(mpi->comm);
     MPI_Comm_free(&mpi->world);

@@ -36,13 +36,14 @@ void nkv_mpi_ring_all(const struct nkv_mpi *mpi, uint32_t n);
 struct nkv_mpi_turn {
     uint64_t begin_ns;
     uint32_t seen; /* rings before the look */
+    bool is_rung;  /* whoever is waited for will ring */
 };
 struct nkv_mpi_turn nkv_mpi_first_turn(const struct nkv_mpi *mpi);
 void nkv_mpi_pause(const struct nkv_mpi *mpi, struct nkv_mpi_turn *turn);
 /* Waits for a request. returns: 0 or NKV_EDEVICE. */
 int nkv_mpi_wait(const struct nkv_mpi *mpi, MPI_Request *request, const char *what);
-/* The same for an exchange between all ranks below n. */
-int nkv_mpi_finish(const struct nkv_mpi *mpi, MPI_Request *request, uint32_t n, const char *what);
+/* The same for an exchange between all ranks below n, of so many bytes each. */
+int nkv_mpi_finish(const struct nkv_mpi *mpi, MPI_Request *request, uint32_t n, uint64_t bytes, const char *what);
 
 /* ---- mpi_job.c ---- */
 

@@ -147,7 +147,7 @@ int nkv_serve_open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shap
                                     .memory = o->memory,
                                     .is_locked = o->memory != NULL,
                                     .memory_fd = serve->memory_fd,
-                                    .format = o->format && !serve->cpu};
+                                    .format = o->format};
     struct nkv_cpu *cpu;
     int status;
 
@@ -162,6 +162,7 @@ int nkv_serve_open_core(struct nkv_serve *serve, const struct nkv_kv_shape *shap
     } else {
         nkv_store_close_strangers(cpu->store);
         nkv_cpu_publish(cpu);
+        serve->options.format = false; /* once */
         replace_core(serve, cpu);
         nkv_serve_await_absent(serve);
     }

@@ -24,6 +24,22 @@ static void set_number(struct nkv_kv_client *client, uint32_t number)
     __atomic_store_n(&client->number, number, __ATOMIC_RELEASE);
 }
 
+/* The table has no checksum: what cannot be is struck out. */
+void nkv_store_clients_open(struct nkv_store *store)
+{
+    for (uint32_t i = 0; i < NKV_STORE_CLIENTS; i++) {
+        struct nkv_kv_client *client = &store->clients[i];
+
+        for (uint32_t j = 0; j < i; j++)
+            if (store->clients[j].number &&
+                (store->clients[j].number == client->number || store->clients[j].id == client->id))
+                client->number = 0;
+        if (client->number == NKV_OWNER_NONE || client->id == 0)
+            client->number = 0;
+        client->is_absent = 1;
+    }
+}
+
 uint32_t nkv_store_client_find(const struct nkv_store *store, uint64_t id)
 {
     for (uint32_t i = 0; i < NKV_STORE_CLIENTS; i++)

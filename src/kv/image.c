@@ -27,6 +27,8 @@
 #define MAX_SLOTS   0x7fffffffu
 #define FRAME_ALIGN ((uint64_t)2 << 20)
 #define LINE        64u
+/* The last chunk of a sequence is rarely full: one over this of the pages' bytes is for such chunks. */
+#define SPARE_CHUNKS_SHARE 8u
 
 static uint64_t up(uint64_t bytes, uint64_t align)
 {
@@ -43,12 +45,14 @@ static struct image_super layout_of(const struct nkv_kv_shape *shape, uint64_t n
 {
     struct image_super s = {.version = NKV_IMAGE_VERSION, .shape = *shape, .n_slots = (uint32_t)n_slots};
     struct nkv_store size;
-    uint64_t n_chunks = n_slots / NKV_DIGEST_CHUNK_PAGES, spare = n_slots / 128, seq_bytes, extent_slots;
+    uint64_t n_chunks = n_slots / NKV_DIGEST_CHUNK_PAGES, spare, seq_bytes, extent_slots;
 
     nkv_store_size(shape, &size);
     memcpy(s.magic, NKV_IMAGE_MAGIC, sizeof s.magic);
-    s.n_chunks = (uint32_t)(n_chunks + (spare > 4 ? spare : 4));
     s.n_roots = n_slots < MIN_ROOTS ? MIN_ROOTS : n_slots < MAX_ROOTS ? (uint32_t)n_slots : MAX_ROOTS;
+    spare = n_slots * size.page_bytes / SPARE_CHUNKS_SHARE / size.chunk_bytes;
+    spare = spare < 4 ? 4 : spare;
+    s.n_chunks = (uint32_t)(n_chunks + (spare < s.n_roots ? spare : s.n_roots));
     s.extent_shift = nkv_store_extent_shift(size.frame_bytes);
     seq_bytes = sizeof(struct image_seq) + 8 * (uint64_t)shape->n_layers + 16;
     s.n_blocks = (uint32_t)(2 * n_slots * (12 + 4 * (uint64_t)shape->page_tokens) / NKV_IMAGE_BLOCK_BYTES +
@@ -151,16 +155,40 @@ void nkv_image_map_parts(struct nkv_image *image)
     image->sums = (uint64_t *)(void *)(base + image->super.sums_at);
 }
 
-/* The superblock comes last: until it is there, the image is none. */
-static void format(struct nkv_image *image, const struct image_super *super)
+static void flush_lines(const char *base, uint64_t bytes)
+{
+#if defined(__x86_64__)
+    for (uint64_t at = 0; at < bytes; at += LINE)
+        __builtin_ia32_clflush(base + at);
+    __builtin_ia32_mfence();
+#else
+    (void)base;
+    (void)bytes;
+    atomic_thread_fence(memory_order_seq_cst);
+#endif
+}
+
+static int sync_first(const struct nkv_image *image, uint64_t bytes)
+{
+    if (!image->is_dax)
+        return nkv_region_sync(&image->memory, bytes);
+    flush_lines(image->memory.base, bytes);
+    return 0;
+}
+
+/* Nothing of before comes back, whenever the system goes down: each part is on the medium before the next is written.
+ * The superblock comes last: until it is there, the image is none. */
+static int format(struct nkv_image *image, const struct image_super *super)
 {
     char *base = image->memory.base;
 
     memset(base, 0, NKV_IMAGE_PAGE);
+    TRY(sync_first(image, NKV_IMAGE_PAGE));
     memset(base + NKV_IMAGE_PAGE, 0, super->blocks_at - NKV_IMAGE_PAGE);
-    atomic_thread_fence(memory_order_seq_cst);
+    TRY(sync_first(image, super->blocks_at));
     memcpy(base, super, sizeof *super);
     image->super = *super;
+    return sync_first(image, NKV_IMAGE_PAGE);
 }
 
 static bool holds_sequences(const struct nkv_image *image)
@@ -190,7 +218,7 @@ static int prepare(struct nkv_image *image, const struct nkv_kv_shape *shape, co
                  image->super.shape.page_tokens, nkv_dtype_name(image->super.shape.dtype));
     }
     TRY(nkv_image_layout(shape, image->memory.bytes, &super));
-    format(image, &super);
+    TRY(format(image, &super));
     nkv_image_map_parts(image);
     return 0;
 }
@@ -222,8 +250,7 @@ static int open_image(struct nkv_store *store, const struct nkv_kv_shape *shape,
     TRY(nkv_image_recover(store));
     store->clients =
         (struct nkv_kv_client *)(void *)((char *)store->image->memory.base + store->image->super.clients_at);
-    for (uint32_t i = 0; i < NKV_STORE_CLIENTS; i++)
-        store->clients[i].is_absent = 1;
+    nkv_store_clients_open(store);
     return 0;
 }
 
@@ -238,6 +265,8 @@ int nkv_store_open_image(const struct nkv_kv_shape *shape, const struct nkv_imag
     nkv_store_size(shape, store);
     status = open_image(store, shape, options);
     if (status < 0) {
+        if (store->image && store->image->is_made)
+            (void)unlink(options->path);
         nkv_store_free(store);
         return status;
     }
@@ -255,8 +284,14 @@ int nkv_store_open_image(const struct nkv_kv_shape *shape, const struct nkv_imag
 int nkv_image_peek(const struct nkv_image_options *options, struct nkv_kv_shape *shape_out)
 {
     struct nkv_image image = {.fd = -1};
-    int status = nkv_image_file_open(options, &image);
+    struct nkv_image_options there = *options;
+    int status;
 
+    there.is_read_only = !options->is_locked;
+    there.bytes = options->is_locked ? options->bytes : 0;
+    status = nkv_image_file_open(&there, &image);
+    if (status == NKV_ENOENT && options->bytes)
+        return 0; /* it will be made */
     if (status == 0)
         status = options->format ? 1 : nkv_image_read_super(&image.memory, options->path, &image.super);
     if (status == 0) {
@@ -266,19 +301,6 @@ int nkv_image_peek(const struct nkv_image_options *options, struct nkv_kv_shape 
     }
     nkv_image_file_close(&image);
     return status < 0 ? status : !status;
-}
-
-static void flush_lines(const char *base, uint64_t bytes)
-{
-#if defined(__x86_64__)
-    for (uint64_t at = 0; at < bytes; at += LINE)
-        __builtin_ia32_clflush(base + at);
-    __builtin_ia32_mfence();
-#else
-    (void)base;
-    (void)bytes;
-    atomic_thread_fence(memory_order_seq_cst);
-#endif
 }
 
 /* Pages first: what names them must not be there before them. */
@@ -312,10 +334,7 @@ int nkv_store_sync(struct nkv_store *store)
 
 int nkv_image_sync_state(struct nkv_image *image)
 {
-    if (!image->is_dax)
-        return nkv_region_sync(&image->memory, 2 * NKV_IMAGE_PAGE);
-    flush_lines(image->memory.base, 2 * NKV_IMAGE_PAGE);
-    return 0;
+    return sync_first(image, 2 * NKV_IMAGE_PAGE);
 }
 
 void nkv_image_close(struct nkv_store *store)

@@ -100,7 +100,7 @@ struct image_seq_view {
 
 struct nkv_image {
     int fd;
-    bool is_dax;
+    bool is_dax, is_made; /* is_made: the file was not there before */
     struct nkv_region memory;
     struct image_super super; /* a copy that was checked: the mapping is never trusted twice */
     struct image_state *state;

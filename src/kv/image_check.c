@@ -99,6 +99,17 @@ static void check_claims(struct check *c, const struct nkv_kv_seq *seq, bool cou
                  title(seq, text), n_shared);
 }
 
+static void check_clients(struct check *c)
+{
+    const struct nkv_kv_client *clients =
+        (const struct nkv_kv_client *)(const void *)((const char *)c->store->image->memory.base +
+                                                     c->store->image->super.clients_at);
+
+    for (uint32_t i = 0; i < NKV_STORE_CLIENTS; i++)
+        if (clients[i].number && (clients[i].number == NKV_OWNER_NONE || clients[i].id == 0))
+            complain(c, "client %u of the table has the number %u, which no client has", i, clients[i].number);
+}
+
 static int check_all(struct check *c, struct nkv_kv_seq **seqs)
 {
     struct nkv_image *image = c->store->image;
@@ -149,7 +160,7 @@ static int open_parts(struct nkv_store *store, const struct nkv_image_options *o
 static int open_as_it_is(struct nkv_store **store_out, const struct nkv_image_options *options,
                          struct nkv_memory_report *report_out)
 {
-    struct nkv_image_options there = {.path = options->path, .is_dax = options->is_dax};
+    struct nkv_image_options there = {.path = options->path, .is_dax = options->is_dax, .is_read_only = true};
     struct nkv_store *store;
     int status;
 
@@ -176,6 +187,8 @@ int nkv_image_check(const struct nkv_image_options *options, void (*say)(void *a
     status = nkv_alloc(c.store->image->super.n_roots, sizeof(struct nkv_kv_seq *), &seqs);
     if (status == 0)
         status = check_all(&c, seqs);
+    if (status == 0)
+        check_clients(&c);
     nkv_free(seqs);
     nkv_store_free(c.store);
     TRY(status);

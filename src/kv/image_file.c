@@ -73,15 +73,15 @@ static int file_bytes(int fd, const struct nkv_image_options *options, uint64_t 
     if (options->bytes && options->bytes != bytes)
         FAIL(NKV_EINVAL, "%s has %llu bytes, not the %llu asked for: leave SIZE out, or remove the file", options->path,
              (unsigned long long)bytes, (unsigned long long)options->bytes);
-    if ((uint64_t)file.st_blocks * 512 < bytes)
+    if (!options->is_read_only && (uint64_t)file.st_blocks * 512 < bytes)
         TRY(take_space(fd, options->path, bytes));
-    *bytes_out = bytes;
+    *bytes_out = bytes / NKV_IMAGE_PAGE * NKV_IMAGE_PAGE; /* what is mapped behind a file's end is not kept */
     return 0;
 }
 
-static int lock(int fd, const char *path)
+static int lock(int fd, const char *path, int kind)
 {
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+    if (flock(fd, kind | LOCK_NB) == 0)
         return 0;
     if (errno == EWOULDBLOCK)
         FAIL(NKV_ESTATE, "%s is in use by another process: stop it, or attach to it with --device unix:PATH", path);
@@ -90,7 +90,7 @@ static int lock(int fd, const char *path)
 
 static int open_node(const struct nkv_image_options *options, bool *made_out, int *fd_out)
 {
-    int fd = open(options->path, O_RDWR | O_CLOEXEC);
+    int fd = open(options->path, (options->is_read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 
     *made_out = false;
     if (fd < 0 && errno == ENOENT && !options->is_dax && options->bytes) {
@@ -108,20 +108,19 @@ static int open_node(const struct nkv_image_options *options, bool *made_out, in
 
 static int lock_and_size(int fd, const struct nkv_image_options *options, uint64_t *bytes_out)
 {
-    TRY(lock(fd, options->path));
+    TRY(lock(fd, options->path, options->is_read_only ? LOCK_SH : LOCK_EX));
     return options->is_dax ? dax_bytes(fd, options->path, bytes_out) : file_bytes(fd, options, bytes_out);
 }
 
-int nkv_image_lock(const struct nkv_image_options *options, int *fd_out)
+static int open_locked(const struct nkv_image_options *options, bool *made_out, int *fd_out)
 {
     uint64_t bytes;
-    bool made;
     int fd = -1, status;
 
-    TRY(open_node(options, &made, &fd));
+    TRY(open_node(options, made_out, &fd));
     status = lock_and_size(fd, options, &bytes);
     if (status < 0) {
-        if (made)
+        if (*made_out)
             (void)unlink(options->path);
         close(fd);
         return status;
@@ -130,11 +129,19 @@ int nkv_image_lock(const struct nkv_image_options *options, int *fd_out)
     return 0;
 }
 
-/* The lock belongs to all descriptors that come from one opening. */
-static int take_locked(const struct nkv_image_options *options, int *fd_out)
+int nkv_image_lock(const struct nkv_image_options *options, int *fd_out)
 {
+    bool made;
+
+    return open_locked(options, &made, fd_out);
+}
+
+/* The lock belongs to all descriptors that come from one opening. */
+static int take_locked(const struct nkv_image_options *options, bool *made_out, int *fd_out)
+{
+    *made_out = false;
     if (!options->is_locked)
-        return nkv_image_lock(options, fd_out);
+        return open_locked(options, made_out, fd_out);
     *fd_out = fcntl(options->fd, F_DUPFD_CLOEXEC, 0);
     if (*fd_out < 0)
         FAIL(NKV_EIO, "%s: %s", options->path, strerror(errno));
@@ -146,10 +153,10 @@ int nkv_image_file_open(const struct nkv_image_options *options, struct nkv_imag
     uint64_t bytes = 0;
     int fd = -1, status;
 
-    TRY(take_locked(options, &fd));
+    TRY(take_locked(options, &image->is_made, &fd));
     status = lock_and_size(fd, options, &bytes);
     if (status == 0)
-        status = nkv_region_map(fd, bytes, &image->memory);
+        status = nkv_region_map(fd, bytes, !options->is_read_only, &image->memory);
     if (status < 0) {
         close(fd);
         return status;

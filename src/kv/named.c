@@ -93,7 +93,6 @@ static uint64_t free_detached_key(struct nkv_store *store)
 void nkv_store_detach(struct nkv_store *store, struct nkv_kv_seq *seq)
 {
     nkv_store_rekey(store, seq, free_detached_key(store));
-    (void)nkv_store_sync(store); /* a refusal is found by checksums, should the system crash */
 }
 
 void nkv_store_put_ids(struct nkv_store *store, struct nkv_kv_seq *seq, uint32_t pos, const uint32_t *ids, uint32_t n)

@@ -150,12 +150,23 @@ static void close_seq(struct nkv_store *store, struct nkv_kv_seq *seq)
         nkv_store_free_seq(store, seq);
 }
 
+/* What published sequences hold must survive a crash of the system from here on. If the medium refuses, checksums find
+ * what is missing then. */
+static void sync_sessions(struct nkv_store *store, bool any_published)
+{
+    if (any_published)
+        (void)nkv_store_sync(store);
+}
+
 int nkv_store_seq_close(struct nkv_store *store, uint64_t key)
 {
     struct nkv_kv_seq *seq = NULL;
+    bool published;
 
     TRY(find(store, key, &seq));
+    published = nkv_seq_is_published(seq);
     close_seq(store, seq);
+    sync_sessions(store, published);
     return 0;
 }
 
@@ -165,16 +176,19 @@ uint32_t nkv_store_close_where(struct nkv_store *store,
                                uint32_t arg)
 {
     uint32_t n = 0, i = 0;
+    bool published = false;
 
     while (i < 1u << store->table_shift) {
         if (!store->table[i] || !is_one(store, (uint32_t)(store->table[i]->key >> 32), arg)) {
             i++;
             continue;
         }
+        published |= nkv_seq_is_published(store->table[i]);
         close_seq(store, store->table[i]);
         n++;
         i = 0;
     }
+    sync_sessions(store, published);
     return n;
 }
 
@@ -186,6 +200,8 @@ static bool is_owner(const struct nkv_store *store, uint32_t owner, uint32_t wan
 
 uint32_t nkv_store_close_owner(struct nkv_store *store, uint32_t owner)
 {
+    if (owner == NKV_OWNER_NONE) /* these have no client, and stay */
+        return 0;
     return nkv_store_close_where(store, is_owner, owner);
 }
 
@@ -438,6 +454,7 @@ int nkv_store_seq_truncate(struct nkv_store *store, uint64_t key, uint32_t n_tok
     }
     for (uint32_t layer = 0; layer < store->shape.n_layers; layer++)
         nkv_image_commit(store, seq, layer);
+    nkv_image_record_pages(store, seq, UINT32_MAX); /* forgets those of pages that were cut off */
     return 0;
 }
 

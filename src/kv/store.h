@@ -93,10 +93,11 @@ void nkv_store_close(struct nkv_store *store);
 /* Memory that outlives the process. */
 struct nkv_image_options {
     const char *path;
-    bool is_dax;    /* a DAX device; else a file */
-    uint64_t bytes; /* of a file to create; 0: it must exist */
-    bool format;    /* make a new image, whatever is there */
-    bool is_locked; /* fd is what nkv_image_lock gave: another process cannot come in between */
+    bool is_dax;       /* a DAX device; else a file */
+    uint64_t bytes;    /* of a file to create; 0: it must exist */
+    bool format;       /* make a new image, whatever is there */
+    bool is_read_only; /* only looks: nothing is made, and several may look at a time */
+    bool is_locked;    /* fd is what nkv_image_lock gave: another process cannot come in between */
     int fd;
 };
 /*

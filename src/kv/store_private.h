@@ -84,6 +84,8 @@ int nkv_store_seq_remake(struct nkv_store *store, struct nkv_kv_seq *old, struct
 uint32_t nkv_store_close_where(struct nkv_store *store,
                                bool (*is_one)(const struct nkv_store *store, uint32_t owner, uint32_t arg),
                                uint32_t arg);
+/* Clients that a process before had: absent until they come back. */
+void nkv_store_clients_open(struct nkv_store *store);
 /* Is there a client that uses this owner's sequences? Not of those that nobody has, and not an absent one. */
 bool nkv_store_has_client(const struct nkv_store *store, uint32_t owner);
 /* Gives a sequence another key, which nobody has. */

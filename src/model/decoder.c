@@ -17,6 +17,7 @@
  */
 #include "base/clock.h"
 #include "base/status.h"
+#include "model/decoder.h"
 #include "model/ops.h"
 #include "model/tp.h"
 
@@ -192,6 +193,11 @@ void nkv_decoder_close(struct nkv_decoder *d)
     nkv_fc_close(d->fc);
     nkv_team_close(d->team);
     nkv_free(d);
+}
+
+struct nkv_decoder_parts nkv_decoder_parts(const struct nkv_decoder *d)
+{
+    return (struct nkv_decoder_parts){d->model, d->context, d->max_batch, d->chunk_tokens};
 }
 
 void nkv_decoder_times(const struct nkv_decoder *d, struct nkv_decode_times *times_out)

@@ -157,12 +157,12 @@ int nkv_compute_estimate(const struct nkv_kv_shape *shape, const struct nkv_seq_
     return 0;
 }
 
-static int free_bytes(const struct port *port, uint64_t *free_out)
+int port_free(const struct port *port, uint64_t *bytes_out)
 {
     struct nkv_device_stat stat;
 
     TRY(port_stat(port, &stat));
-    *free_out = port->caps.capacity_bytes > stat.used_bytes ? port->caps.capacity_bytes - stat.used_bytes : 0;
+    *bytes_out = port->caps.capacity_bytes > stat.used_bytes ? port->caps.capacity_bytes - stat.used_bytes : 0;
     return 0;
 }
 
@@ -197,7 +197,7 @@ static int check_compute(const struct nkv_context *context, uint64_t need)
         return 0;
     if (!context->compute)
         FAIL(NKV_EINVAL, "this mode attends on a compute device: open the context with one");
-    TRY(free_bytes(context->compute, &have));
+    TRY(port_free(context->compute, &have));
     if (need > have)
         FAIL(NKV_ENOSPC,
              "resident pages and digests need %.1f MiB on the compute device (%s): %.1f MiB of %.1f MiB are free, %.1f "
@@ -217,10 +217,10 @@ static int check_mode(const struct nkv_context *context, const struct nkv_seq *s
     return 0;
 }
 
-/* Every device of a group holds a part of every sequence. */
-static int place_on_group(struct nkv_context *context, struct nkv_seq *seq)
+/* Every device of a group holds a part of every sequence. ever: as if nothing else were there. */
+static int check_group(const struct nkv_context *context, const struct nkv_seq *seq, bool ever)
 {
-    struct group *group = context->group;
+    const struct group *group = context->group;
     const char *name = nkv_kv_parallel_name(context->options.kv_parallel);
 
     TRY(check_mode(context, seq));
@@ -233,7 +233,9 @@ static int place_on_group(struct nkv_context *context, struct nkv_seq *seq)
 
         part.options.max_tokens = n_tokens ? n_tokens : shape.page_tokens;
         TRY(seq_bytes(&shape, &part, &need, &compute));
-        TRY(free_bytes(port, &have));
+        have = port->caps.capacity_bytes;
+        if (!ever)
+            TRY(port_free(port, &have));
         if (need > have)
             FAIL(NKV_ENOSPC,
                  "%u tokens over %u devices (%s) need %.1f MiB on device %u (%s): %.1f MiB of %.1f MiB are free, %.1f "
@@ -241,21 +243,35 @@ static int place_on_group(struct nkv_context *context, struct nkv_seq *seq)
                  seq->options.max_tokens, group_size(group), name, mib(need), i, port->caps.name, mib(have),
                  mib(port->caps.capacity_bytes), mib(need - have));
     }
-    seq->home = &context->ports[0];
     return 0;
 }
 
-int seq_place(struct nkv_context *context, struct nkv_seq *seq)
+uint64_t seq_load(const struct nkv_kv_shape *shape, const struct nkv_seq *seq)
 {
-    uint64_t home = 0, compute = 0, most = 0;
-    int device, status, gone = 0;
+    const struct nkv_step_work work = {
+        .mode = seq->options.mode,
+        .n_layers = shape->n_layers,
+        .n_dense_layers = seq->options.n_dense_layers,
+        .n_tokens = seq->options.max_tokens,
+        .budget_tokens = seq->options.budget_tokens,
+        .page_tokens = shape->page_tokens,
+        .page_bytes = nkv_page_bytes(shape, shape->n_kv_heads),
+        .digest_bytes = shape->n_kv_heads * nkv_digest_bytes(shape),
+    };
 
-    if (context->group)
-        return place_on_group(context, seq);
-    TRY(seq_bytes(&context->shape, seq, &home, &compute));
+    return nkv_step_bytes(&work);
+}
+
+int context_survey(struct nkv_context *context)
+{
+    uint64_t most = 0;
+    int gone = 0;
+
     for (uint32_t i = 0; i < context->options.n_devices; i++) {
-        context->free_bytes[i] = 0;
-        status = free_bytes(&context->ports[i], &context->free_bytes[i]);
+        int status;
+
+        context->free_bytes[i] = context->loads[i] = 0;
+        status = port_free(&context->ports[i], &context->free_bytes[i]);
         if (status < 0 && status != NKV_EDEVICE)
             return status;
         if (status < 0) { /* it is gone: it has no room */
@@ -266,14 +282,56 @@ int seq_place(struct nkv_context *context, struct nkv_seq *seq)
         if (context->free_bytes[i] > most)
             most = context->free_bytes[i];
     }
-    device = nkv_place(context->free_bytes, context->options.n_devices, home);
-    if (device < 0 && most == 0 && gone < 0)
-        return gone;
+    for (const struct nkv_seq *seq = context->sequences; seq; seq = seq->next)
+        context->loads[seq->home->index] += seq_load(&context->shape, seq);
+    return most == 0 ? gone : 0;
+}
+
+static uint64_t most_free(const struct nkv_context *context)
+{
+    uint64_t most = 0;
+
+    for (uint32_t i = 0; i < context->options.n_devices; i++)
+        if (context->free_bytes[i] > most)
+            most = context->free_bytes[i];
+    return most;
+}
+
+int seq_place(struct nkv_context *context, struct nkv_seq *seq)
+{
+    uint64_t home = 0, compute = 0;
+    int device;
+
+    if (context->group) {
+        seq->home = &context->ports[0];
+        return check_group(context, seq, false);
+    }
+    TRY(seq_bytes(&context->shape, seq, &home, &compute));
+    TRY(context_survey(context));
+    device = nkv_place(context->loads, context->free_bytes, context->options.n_devices, home);
     if (device < 0)
-        return refuse(context, seq, home, most);
+        return refuse(context, seq, home, most_free(context));
     TRY(check_compute(context, compute));
     seq->home = &context->ports[device];
     return 0;
+}
+
+int nkv_seq_can_fit(const struct nkv_context *context, const struct nkv_seq_options *options)
+{
+    const struct port *side = context->compute;
+    uint64_t home = 0, compute = 0, largest = 0;
+    struct nkv_seq seq = {0};
+
+    TRY(seq_resolve(&context->shape, options, &seq));
+    if (context->group)
+        return check_group(context, &seq, true);
+    TRY(seq_bytes(&context->shape, &seq, &home, &compute));
+    for (uint32_t i = 0; i < context->options.n_devices; i++)
+        if (context->ports[i].caps.capacity_bytes > largest)
+            largest = context->ports[i].caps.capacity_bytes;
+    if (home > largest)
+        return refuse(context, &seq, home, largest);
+    return compute > 0 && (!side || compute > side->caps.capacity_bytes) ? check_compute(context, compute) : 0;
 }
 
 int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *seq)

@@ -79,6 +79,7 @@ static int open_ports(struct nkv_context *context)
     context->n_ports = o->n_devices + (o->compute != NULL);
     TRY(nkv_alloc(context->n_ports, sizeof *context->ports, &context->ports));
     TRY(nkv_alloc(context->n_ports, sizeof *context->free_bytes, &context->free_bytes));
+    TRY(nkv_alloc(context->n_ports, sizeof *context->loads, &context->loads));
     for (uint32_t i = 0; i < context->n_ports; i++)
         TRY(port_open(&context->ports[i], i < o->n_devices ? o->devices[i] : o->compute, i, &o->shape));
     context->compute = o->compute ? &context->ports[o->n_devices] : NULL;
@@ -144,6 +145,7 @@ void nkv_context_close(struct nkv_context *context)
     nkv_free(context->ports);
     group_close(context->group);
     nkv_free(context->free_bytes);
+    nkv_free(context->loads);
     nkv_free(context->scratch);
     nkv_free(context->line);
     nkv_free(context);

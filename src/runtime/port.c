@@ -240,6 +240,20 @@ int port_copy(const struct port *port, uint64_t offset, const void *from, uint64
     return 0;
 }
 
+struct nkv_cmd port_name_pages(const struct port *port, uint32_t seq, uint32_t layer, uint32_t first, uint32_t n)
+{
+    uint64_t base = port_control_at(port);
+    uint8_t *list = port->window + base;
+
+    memcpy(list, &n, sizeof n);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t page = first + i;
+
+        memcpy(list + 4 * (i + (size_t)1), &page, sizeof page);
+    }
+    return (struct nkv_cmd){.seq = seq, .layer = (uint16_t)layer, .n_pages = n, .list_offset = base};
+}
+
 int port_control(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd)
 {
     struct nkv_cmd copy = *cmd;

@@ -189,7 +189,8 @@ struct nkv_context {
     struct lane_need need;
     uint32_t *scratch; /* u32s for the policies */
     uint64_t n_scratch;
-    uint64_t *free_bytes; /* [n_ports], for placement */
+    uint64_t *free_bytes; /* [n_ports], for placement; of lost devices 0 */
+    uint64_t *loads;      /* [n_ports], of the PNM devices: bytes per decode step, as the policy predicts them */
     char *line;           /* of the plan log */
     uint64_t line_bytes;
 };
@@ -247,6 +248,8 @@ void port_reap(struct nkv_context *context, struct port *port, uint32_t min_n);
 int port_control(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd);
 /* Copies bytes from another port's window to `offset` of this one's, by the device's own means if it has some. */
 int port_copy(const struct port *port, uint64_t offset, const void *from, uint64_t bytes);
+/* What READ and WRITE of n pages from `first` on have in common: their list is put where the control area begins. */
+struct nkv_cmd port_name_pages(const struct port *port, uint32_t seq, uint32_t layer, uint32_t first, uint32_t n);
 const char *op_name(uint8_t op);
 
 /* ---- admit.c ---- */
@@ -258,6 +261,12 @@ int seq_bytes(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, uint6
 int seq_place(struct nkv_context *context, struct nkv_seq *seq);
 int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *seq);
 bool seq_has_digests(const struct nkv_seq *seq);
+int port_free(const struct port *port, uint64_t *bytes_out);
+/* Bytes that its home device reads in a decode step, as the policy predicts them. */
+uint64_t seq_load(const struct nkv_kv_shape *shape, const struct nkv_seq *seq);
+/* Fills context->loads, and context->free_bytes of all PNM devices. returns: 0; what a device that tells nothing is
+ * lost with, if no device has any room; another failure. */
+int context_survey(struct nkv_context *context);
 
 /* ---- layout.c ---- */
 void work_layout(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, enum method method, uint32_t n_tokens,

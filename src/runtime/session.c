@@ -518,5 +518,7 @@ int nkv_session_remove(struct nkv_context *context, const char *name)
     TRY(session_attach(context, port, &info, &seq));
     seq->removes = true;
     nkv_seq_close(seq);
+    if (port->status < 0)
+        FAIL(port->status, "%s", port->error);
     return 0;
 }

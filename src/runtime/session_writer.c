@@ -55,7 +55,7 @@ static int create(struct session_writer *writer, const char *path)
     if (n < 0 || (size_t)n >= sizeof writer->temporary)
         FAIL(NKV_EINVAL, "file name of %zu bytes is too long", strlen(path));
     memcpy(writer->path, path, strlen(path) + 1);
-    writer->fd = open(writer->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    writer->fd = open(writer->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600); /* it holds a conversation */
     if (writer->fd < 0)
         FAIL(NKV_EIO, "cannot create %s: %s", writer->temporary, strerror(errno));
     return 0;

@@ -47,18 +47,9 @@ static int report(struct transfer *t, const struct session_piece *piece)
 static struct nkv_cmd move(const struct transfer *t, const struct session_piece *piece, uint8_t **data_out)
 {
     const struct port *port = t->seq->home;
-    uint64_t base = port_control_at(port);
-    uint8_t *list = port->window + base;
 
-    memcpy(list, &piece->n, sizeof piece->n);
-    for (uint32_t i = 0; i < piece->n; i++) {
-        uint32_t page = piece->first + i;
-
-        memcpy(list + 4 * (i + (size_t)1), &page, sizeof page);
-    }
-    *data_out = list + data_at(piece->n);
-    return (struct nkv_cmd){
-        .seq = t->seq->id, .layer = (uint16_t)piece->layer, .n_pages = piece->n, .list_offset = base};
+    *data_out = port->window + port_control_at(port) + data_at(piece->n);
+    return port_name_pages(port, t->seq->id, piece->layer, piece->first, piece->n);
 }
 
 /* ---- Export ---- */

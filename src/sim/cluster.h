@@ -25,6 +25,11 @@ struct sim_charge {
     double pnm_bytes, pnm_flops, gpu_bytes, gpu_flops;
     double link_bytes, recall_bytes; /* link_bytes: both directions, recalled pages included */
     double gpu_attend_bytes, gpu_attend_flops;
+    double pnm_attend_bytes;     /* of pnm_bytes */
+    double n_transfers, n_sorts; /* over links; by the devices' sorters */
+    /* Selection over several devices: messages with scores or candidates, and with lists; their bytes, counted once on
+     * the way from device to device; time that the rounds add to layers. */
+    double n_reduce_messages, n_list_messages, select_bytes, select_seconds;
 };
 
 /*
@@ -111,8 +116,13 @@ double sim_bytes_partials(const struct nkv_kv_shape *shape, const struct sim_val
 struct sim_pnm {
     uint16_t engine, link_in, link_out, recall_out, host_in, host_out, host_recall;
 };
+/* Adds the index-th PNM device's resources. */
+struct sim_pnm sim_pnm_add(struct sim_cluster *cluster, uint32_t index);
 /* From the host to the device; what it carries is counted. returns: its arrival. */
 struct sim_moment sim_pnm_down(struct sim_cluster *cluster, const struct sim_pnm *pnm, struct sim_moment ready,
+                               double bytes);
+/* To the host, served at once. returns: its arrival. */
+struct sim_moment sim_pnm_send(struct sim_cluster *cluster, const struct sim_pnm *pnm, struct sim_moment ready,
                                double bytes);
 /* Queues a transfer to the host. returns: 0 or NKV_ENOMEM. */
 int sim_pnm_up(struct sim_cluster *cluster, const struct sim_transfer *transfer);

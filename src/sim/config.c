@@ -2,8 +2,11 @@
 /* Defaults of a configuration, and the names of what a report counts. */
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include <nearkv/sim.h>
+
+#include "base/status.h"
 
 void nkv_sim_config_init(struct nkv_sim_config *config)
 {
@@ -31,6 +34,23 @@ const char *nkv_sim_part_name(enum nkv_sim_part part)
                                                           "attend_gpu", "recall",    "link",  "append", "other"};
 
     return (unsigned)part < NKV_SIM_PART_COUNT ? names[part] : "?";
+}
+
+static const char *const mappings[NKV_SIM_MAPPING_COUNT] = {"dp", "tp", "cp"};
+
+const char *nkv_sim_mapping_name(enum nkv_sim_mapping mapping)
+{
+    return (unsigned)mapping < NKV_SIM_MAPPING_COUNT ? mappings[mapping] : "?";
+}
+
+int nkv_sim_mapping_parse(const char *name, enum nkv_sim_mapping *mapping_out)
+{
+    for (int i = 0; i < NKV_SIM_MAPPING_COUNT; i++)
+        if (strcmp(name, mappings[i]) == 0) {
+            *mapping_out = (enum nkv_sim_mapping)i;
+            return 0;
+        }
+    FAIL(NKV_EINVAL, "no mapping '%.40s': write dp, tp or cp", name);
 }
 
 const char *nkv_sim_account_name(enum nkv_sim_account account)

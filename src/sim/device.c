@@ -192,6 +192,7 @@ static int run_select(struct run *run)
         run->done = run->known = sim_gpu_score(c, run->ready, cmd, &cost);
         return n;
     }
+    c->charge.n_sorts += n_units(run);
     run->done = run->known = sim_pnm_score(c, &d->pnm, run->ready, &cost, n_scored * n_units(run));
     if (steady)
         send_up(run, steady_list_bytes(run, out), false);
@@ -480,18 +481,8 @@ int sim_device_open(struct sim_cluster *cluster, const struct sim_device_options
         nkv_free(d);
         return status;
     }
-    if (options->kind == SIM_KIND_PNM) {
-        uint32_t node = options->index / (uint32_t)cluster->values->node.pnm_per_node;
-
-        d->pnm = (struct sim_pnm){
-            .engine = sim_resource_add(&cluster->world, SIM_PNM_ENGINE, "pnm %u", options->index),
-            .link_in = sim_resource_add(&cluster->world, SIM_LINK, "pnm %u in", options->index),
-            .link_out = sim_resource_add(&cluster->world, SIM_LINK, "pnm %u out", options->index),
-            .recall_out = sim_resource_add(&cluster->world, SIM_RECALL_LINK, "pnm %u recall", options->index),
-            .host_recall = cluster->host_recall[node],
-            .host_in = cluster->host_in[node],
-            .host_out = cluster->host_out[node]};
-    }
+    if (options->kind == SIM_KIND_PNM)
+        d->pnm = sim_pnm_add(cluster, options->index);
     *device_out = &d->device;
     return 0;
 }

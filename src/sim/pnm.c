@@ -17,6 +17,20 @@ static double run_bytes(const struct nkv_kv_shape *shape)
     return (double)nkv_page_bytes(shape, 1) / 2;
 }
 
+struct sim_pnm sim_pnm_add(struct sim_cluster *cluster, uint32_t index)
+{
+    struct sim_world *world = &cluster->world;
+    uint32_t node = index / (uint32_t)cluster->values->node.pnm_per_node;
+
+    return (struct sim_pnm){.engine = sim_resource_add(world, SIM_PNM_ENGINE, "pnm %u", index),
+                            .link_in = sim_resource_add(world, SIM_LINK, "pnm %u in", index),
+                            .link_out = sim_resource_add(world, SIM_LINK, "pnm %u out", index),
+                            .recall_out = sim_resource_add(world, SIM_RECALL_LINK, "pnm %u recall", index),
+                            .host_recall = cluster->host_recall[node],
+                            .host_in = cluster->host_in[node],
+                            .host_out = cluster->host_out[node]};
+}
+
 static struct sim_moment transfer(struct sim_cluster *cluster, enum nkv_sim_part part, const uint16_t resources[2],
                                   struct sim_moment ready, double bytes, double host_bandwidth)
 {
@@ -25,6 +39,7 @@ static struct sim_moment transfer(struct sim_cluster *cluster, enum nkv_sim_part
     struct sim_moment end = ready;
 
     cluster->charge.link_bytes += bytes;
+    cluster->charge.n_transfers += bytes > 0;
     if (bytes > 0)
         end = sim_serve_both(&cluster->world, resources, part, ready, ns);
     return sim_delay(&cluster->world, part, end, sim_ns(v->link.latency));
@@ -34,6 +49,14 @@ struct sim_moment sim_pnm_down(struct sim_cluster *cluster, const struct sim_pnm
                                double bytes)
 {
     uint16_t resources[2] = {pnm->link_in, pnm->host_out};
+
+    return transfer(cluster, NKV_SIM_LINK, resources, ready, bytes, cluster->values->link.host_bandwidth);
+}
+
+struct sim_moment sim_pnm_send(struct sim_cluster *cluster, const struct sim_pnm *pnm, struct sim_moment ready,
+                               double bytes)
+{
+    uint16_t resources[2] = {pnm->link_out, pnm->host_in};
 
     return transfer(cluster, NKV_SIM_LINK, resources, ready, bytes, cluster->values->link.host_bandwidth);
 }
@@ -105,13 +128,8 @@ void sim_pnm_serve_up(struct sim_cluster *cluster)
         qsort(cluster->transfers, cluster->n_transfers, sizeof *cluster->transfers, in_plan_order);
     for (uint32_t i = 0; i < cluster->n_transfers; i++) {
         const struct sim_transfer *up = &cluster->transfers[i];
-        uint16_t resources[2] = {up->pnm->link_out, up->pnm->host_in};
 
-        if (up->recall)
-            *up->end = recall(cluster, up);
-        else
-            *up->end =
-                transfer(cluster, NKV_SIM_LINK, resources, up->ready, up->bytes, cluster->values->link.host_bandwidth);
+        *up->end = up->recall ? recall(cluster, up) : sim_pnm_send(cluster, up->pnm, up->ready, up->bytes);
     }
     arrive_together(cluster);
     cluster->n_transfers = 0;
@@ -154,5 +172,6 @@ struct sim_moment sim_pnm_attend(struct sim_cluster *cluster, const struct sim_p
 {
     double efficiency = sim_pnm_efficiency(cluster->values, run_bytes(&cluster->shape), 0);
 
+    cluster->charge.pnm_attend_bytes += cost->bytes;
     return engine(cluster, pnm, NKV_SIM_ATTEND_PNM, ready, cost, efficiency);
 }

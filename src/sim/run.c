@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "sim/account.h"
+#include "sim/mapping.h"
 #include "sim/timeline.h"
 #include "sim/work.h"
 
@@ -23,6 +24,7 @@ struct sim_run {
     struct sim_trace_source *recorded; /* with a trace */
     struct nkv_device **devices, *compute;
     struct nkv_context *context;
+    struct sim_mapping *mapping; /* tp and cp: in place of the context and its devices */
     struct nkv_seq **seqs;
     struct nkv_attend_item *items;
     float *q, *kv, *out;    /* of no meaning, shared by all items */
@@ -130,6 +132,8 @@ static int run_open(struct sim_run *r)
     TRY(nkv_alloc(w->config->n_steps, sizeof *r->heads, &r->heads));
     TRY(sim_cluster_open(&r->cluster));
     TRY(open_source(r));
+    if (w->config->mapping != NKV_SIM_DP)
+        return sim_mapping_open(w, &r->cluster, &r->mapping);
     TRY(open_devices(r));
     TRY(open_context(r));
     return open_seqs(r);
@@ -144,6 +148,7 @@ static void close_device(struct nkv_device *device)
 static void run_close(struct sim_run *r)
 {
     nkv_context_close(r->context);
+    sim_mapping_close(r->mapping);
     for (uint32_t i = 0; r->devices && i < r->work.n_devices; i++)
         close_device(r->devices[i]);
     close_device(r->compute);
@@ -168,6 +173,14 @@ static double prompt_flops(const struct nkv_sim_config *c)
     return 2.0 * c->model.n_heads * c->model.head_dim * c->context_tokens * c->context_tokens;
 }
 
+static int dense(struct sim_run *r, const struct nkv_fc_work *work)
+{
+    if (!r->mapping)
+        return nkv_fc(r->context, work);
+    sim_mapping_fc(r->mapping, work);
+    return 0;
+}
+
 /* Prompts add their rows, and their attention, which runs at the rate of the matrix products. */
 static int layer_fc(struct sim_run *r, uint32_t n_seqs, uint32_t n_prompts)
 {
@@ -180,7 +193,7 @@ static int layer_fc(struct sim_run *r, uint32_t n_seqs, uint32_t n_prompts)
                                .n_sums = 2,
                                .sum_bytes = (uint64_t)n_rows * c->model.hidden * 2};
 
-    return nkv_fc(r->context, &work);
+    return dense(r, &work);
 }
 
 static struct sim_charge charge_since(const struct sim_charge *now, const struct sim_charge *then)
@@ -206,7 +219,7 @@ static int head_fc(struct sim_run *r)
     struct sim_charge before = r->cluster.charge, spent;
     uint64_t begin_ns = r->cluster.world.now.ns;
 
-    TRY(nkv_fc(r->context, &work));
+    TRY(dense(r, &work));
     if (r->measuring)
         r->heads[r->n_heads++] = (struct sim_span){begin_ns, r->cluster.world.now.ns};
     spent = charge_since(&r->cluster.charge, &before);
@@ -249,8 +262,19 @@ static int run_layers(struct sim_run *r)
     return 0;
 }
 
-static int run_step(struct sim_run *r)
+static int run_mapped(struct sim_run *r, uint32_t pos)
 {
+    for (uint32_t layer = 0; layer < r->work.shape.n_layers; layer++) {
+        TRY(layer_fc(r, r->work.batch, 0));
+        TRY(sim_mapping_attend(r->mapping, layer, pos));
+    }
+    return head_fc(r);
+}
+
+static int run_step(struct sim_run *r, uint32_t step)
+{
+    if (r->mapping)
+        return run_mapped(r, r->work.kept_tokens + step);
     TRY(run_layers(r));
     TRY(head_fc(r));
     TRY(nkv_step_end(r->context, r->items, r->work.batch));
@@ -260,15 +284,15 @@ static int run_step(struct sim_run *r)
 static int run_steps(struct sim_run *r)
 {
     for (uint32_t i = 0; i < SIM_WARM_STEPS; i++)
-        TRY(run_step(r));
-    for (uint32_t i = 0; i < r->work.batch; i++)
+        TRY(run_step(r, i));
+    for (uint32_t i = 0; r->seqs && i < r->work.batch; i++)
         nkv_seq_stats_reset(r->seqs[i]);
     sim_world_mark(&r->cluster.world);
     r->cluster.charge = r->head = (struct sim_charge){0};
     r->cluster.sample_sum = r->cluster.sample_squares = 0;
     r->measuring = true;
     for (uint32_t i = 0; i < r->work.config->n_steps; i++)
-        TRY(run_step(r));
+        TRY(run_step(r, SIM_WARM_STEPS + i));
     return r->cluster.world.status;
 }
 
@@ -407,7 +431,23 @@ static void report_work(const struct sim_run *r, const struct sim_step *step, st
     report->gpu_bytes_per_token = step->gpu_bytes / w->batch;
     report->gpu_flops_per_token = step->gpu_flops / w->batch;
     report->kv_capacity_used =
-        (double)w->batch * (double)w->request_bytes / ((double)w->n_devices * (double)w->device_bytes);
+        (double)w->batch * w->group * (double)w->request_bytes / ((double)w->n_devices * (double)w->device_bytes);
+}
+
+/* What devices and links do for a token's attention in a layer. */
+static void report_mapping(const struct sim_run *r, struct nkv_sim_report *report)
+{
+    const struct sim_charge *charge = &r->cluster.charge;
+    double n_layers = (double)r->work.shape.n_layers * r->work.config->n_steps, n = n_layers * r->work.batch;
+
+    report->attended_bytes_per_token = scaled(r, charge->pnm_attend_bytes, 0) / r->work.batch;
+    report->mapping_group = r->work.group;
+    report->layer_transfers = charge->n_transfers / n;
+    report->layer_sorts = charge->n_sorts / n;
+    report->layer_reduce_messages = charge->n_reduce_messages / n;
+    report->layer_list_messages = charge->n_list_messages / n;
+    report->layer_select_bytes = charge->select_bytes / n;
+    report->layer_select_ms = 1e3 * charge->select_seconds / n_layers;
 }
 
 /* Recalls per layer and request, and how well the sampled pairs pin them down. */
@@ -419,7 +459,7 @@ static void report_recall(const struct sim_run *r, struct nkv_sim_report *report
     double mean = r->cluster.sample_sum / n, variance = r->cluster.sample_squares / n - mean * mean;
     uint64_t chosen = 0, steady = 0;
 
-    for (uint32_t i = 0; i < w->batch; i++) {
+    for (uint32_t i = 0; r->seqs && i < w->batch; i++) {
         struct nkv_seq_stats stats;
 
         nkv_seq_stats(r->seqs[i], &stats);
@@ -443,6 +483,7 @@ static int run_report(struct sim_run *r, struct nkv_sim_report *report_out)
     step = step_of(r, &report);
     report_work(r, &step, &report);
     report_recall(r, &report);
+    report_mapping(r, &report);
     sim_account_energy(r->work.values, &step, &report);
     sim_account_cost(r->work.values, &step, &report);
     if (r->work.config->timeline)

@@ -14,6 +14,7 @@
 #include "sim/work.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "sim/model.h"
@@ -37,6 +38,29 @@ static int check_range(const char *what, double value, double low, double high)
 {
     if (!(value >= low && value <= high))
         FAIL(NKV_EINVAL, "%s is %g: it must be from %g to %g", what, value, low, high);
+    return 0;
+}
+
+static int check_mapping(const struct nkv_sim_config *c)
+{
+    const char *name = nkv_sim_mapping_name(c->mapping);
+
+    if ((unsigned)c->mapping >= NKV_SIM_MAPPING_COUNT)
+        FAIL(NKV_EINVAL, "mapping is %d: it must be below %d", (int)c->mapping, NKV_SIM_MAPPING_COUNT);
+    if (c->mapping == NKV_SIM_DP && c->mapping_group > 1)
+        FAIL(NKV_EINVAL, "groups of %u devices with mapping dp, which has each sequence on one: use tp or cp",
+             c->mapping_group);
+    if (c->mapping == NKV_SIM_DP)
+        return 0;
+    if (c->n_pnm == 0)
+        FAIL(NKV_EINVAL, "mapping %s spreads sequences over PNM devices: give at least one", name);
+    if (c->mode != NKV_MODE_PNM && c->mode != NKV_MODE_FULL)
+        FAIL(NKV_EINVAL, "mapping %s in mode %s: it is modelled in modes pnm and full", name, nkv_mode_name(c->mode));
+    if (c->trace || c->micro_batches != 1 || c->digest_levels != 1 || c->in_flight_prefill)
+        FAIL(NKV_EINVAL,
+             "mapping %s with a trace, two micro-batches, two digest levels or prompts in flight: these "
+             "are simulated with mapping dp only",
+             name);
     return 0;
 }
 
@@ -66,6 +90,7 @@ static int check_config(const struct nkv_sim_config *c)
         FAIL(NKV_EINVAL, "KV type is %d: it must be below %d", (int)c->kv_dtype, NKV_DTYPE_COUNT);
     if (c->in_flight_prefill && c->output_tokens == 0)
         FAIL(NKV_EINVAL, "prompts in flight with output tokens 0: say how many tokens a request generates");
+    TRY(check_mapping(c));
     if (c->n_pnm == 0 && (c->mode == NKV_MODE_RECALL || c->mode == NKV_MODE_PNG))
         FAIL(NKV_EINVAL, "mode %s needs PNM devices (or plain memory cards): give at least one",
              nkv_mode_name(c->mode));
@@ -84,6 +109,44 @@ static int split_gpus(struct sim_work *w)
     if (c->model.n_heads % w->tp)
         FAIL(NKV_EINVAL, "%u heads of %s do not split over %u GPUs", c->model.n_heads, c->model.name, w->tp);
     return 0;
+}
+
+/* "1, 2, 4, 8": what a group can be. */
+static void list_groups(const struct nkv_sim_config *c, char *list, size_t bytes)
+{
+    size_t used = 0;
+
+    for (uint32_t g = 1; g <= c->n_pnm && used < bytes; g++)
+        if (c->n_pnm % g == 0 && (c->mapping == NKV_SIM_CP || c->model.n_kv_heads % g == 0))
+            used += (size_t)snprintf(list + used, bytes - used, "%s%u", used ? ", " : "", g);
+}
+
+static int size_group(struct sim_work *w)
+{
+    const struct nkv_sim_config *c = w->config;
+    char list[160] = "";
+
+    w->group = 1;
+    if (c->mapping == NKV_SIM_DP)
+        return 0;
+    w->group = c->mapping_group ? c->mapping_group
+                                : min_u32(c->n_pnm, c->mapping == NKV_SIM_TP ? c->model.n_kv_heads : c->n_pnm);
+    list_groups(c, list, sizeof list);
+    if (c->n_pnm % w->group || (c->mapping == NKV_SIM_TP && c->model.n_kv_heads % w->group))
+        FAIL(NKV_EINVAL, "%s over groups of %u of %u PNM devices, %u KV heads: a group can be %s",
+             nkv_sim_mapping_name(c->mapping), w->group, c->n_pnm, c->model.n_kv_heads, list);
+    return 0;
+}
+
+struct nkv_kv_shape sim_work_part(const struct sim_work *w)
+{
+    struct nkv_kv_shape shape = w->shape;
+
+    if (w->config->mapping == NKV_SIM_TP) {
+        shape.n_heads /= w->group;
+        shape.n_kv_heads /= w->group;
+    }
+    return shape;
 }
 
 static double weight_bytes(const struct sim_work *w)
@@ -111,15 +174,20 @@ static int size_memory(struct sim_work *w)
 static int request_bytes(struct sim_work *w)
 {
     struct nkv_kv_estimate estimate;
+    struct nkv_kv_shape part = sim_work_part(w);
+    uint32_t page = w->shape.page_tokens, n_tokens = w->max_tokens;
 
-    TRY(nkv_kv_estimate(&w->shape, w->max_tokens, &estimate));
+    if (w->config->mapping == NKV_SIM_CP) /* of the pages, the larger share */
+        n_tokens = ((n_tokens + page - 1) / page + w->group - 1) / w->group * page;
+    TRY(nkv_kv_estimate(&part, n_tokens, &estimate));
     w->request_bytes = w->config->mode == NKV_MODE_FULL ? estimate.kv_bytes : estimate.total_bytes;
     if (w->config->mode != NKV_MODE_RECALL && w->request_bytes > w->device_bytes)
         FAIL(NKV_ENOSPC,
-             "one request of %u tokens takes %.1f GB (pages %.1f, digests %.1f) and %s has %.1f GB: not one fits, %.1f "
+             "%s of %u tokens takes %.1f GB (pages %.1f, digests %.1f) and %s has %.1f GB: not one fits, %.1f "
              "GB "
              "are missing",
-             w->max_tokens, (double)w->request_bytes / w->share / 1e9, (double)estimate.kv_bytes / w->share / 1e9,
+             w->group > 1 ? "a device's part of one request" : "one request", w->max_tokens,
+             (double)w->request_bytes / w->share / 1e9, (double)estimate.kv_bytes / w->share / 1e9,
              (double)estimate.digest_bytes / w->share / 1e9,
              w->config->n_pnm ? "a PNM device" : "the GPUs' memory beside the weights",
              (double)w->device_bytes / w->share / 1e9, (double)(w->request_bytes - w->device_bytes) / w->share / 1e9);
@@ -129,7 +197,7 @@ static int request_bytes(struct sim_work *w)
 /* Requests that fit, by arithmetic; the run then asks admission itself. */
 static uint64_t batch_limit(const struct sim_work *w)
 {
-    uint64_t batch = w->n_devices * (w->device_bytes / w->request_bytes), compute = 0;
+    uint64_t batch = w->n_devices / w->group * (w->device_bytes / w->request_bytes), compute = 0;
     struct nkv_seq_options options;
 
     if (w->config->mode != NKV_MODE_RECALL)
@@ -232,6 +300,7 @@ int sim_work_size(const struct nkv_sim_config *config, struct sim_trace *trace, 
     if (w->n_steps >= config->context_tokens)
         FAIL(NKV_EINVAL, "%u steps in a context of %u tokens", config->n_steps, config->context_tokens);
     TRY(split_gpus(w));
+    TRY(size_group(w));
     w->max_tokens = config->context_tokens + config->output_tokens;
     w->kept_tokens = config->context_tokens + config->output_tokens / 2 - w->n_steps;
     TRY(nkv_sim_budget(config->budget, config->context_tokens + config->output_tokens / 2, &w->budget_tokens));

@@ -3,7 +3,7 @@
 # The benchmarks run on small shapes in every mode and print the fields that scripts read. Nothing is timed against a limit.
 set -euo pipefail
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - <<'PY'
-from check import run
+from check import fields, run
 
 for mode in 'full', 'recall', 'pnm', 'png':
     for kv in 'f16', 'q8_0':
@@ -29,4 +29,32 @@ assert 0 < us['min'] <= us['p50'] <= us['p90'] <= us['p99'] <= us['max'] and len
 out = run('bench', 'prefill', '--shape', 'needle-256', '--ctx', 1000, '--prefill', 'sparse', '--budget', 512,
                      '--json')[0]
 assert out['schema'] == 'nearkv.bench.prefill/1' and out['gflop_per_s'] > 0 and out['library_gflop_per_s'] > 0
+
+three = {'p50': float, 'p90': float, 'p99': float}
+want = {'schema': str, 'model': str, 'mode': str, 'batch': int, 'failed': int, 'wall_s': float, 'ttft_ms': three, 'tpot_ms': three,
+        'queue_ms': three, 'steps': int, 'moves': int, 'most_running': int, 'busiest_to_mean': float, 'devices': list,
+        'load': {'arrivals': str, 'lengths': str, 'requests': int, 'outputs': int, 'seed': int},
+        'throughput': {'requests_per_s': float, 'prompt_tokens_per_s': float, 'output_tokens_per_s': float}}
+prompts = {}
+for model in ('-m', 'needle'), ('--shape', 'needle-256'):
+    for arrivals, lengths in ('all', 'uniform:10-300'), ('poisson:200', 'loguniform:10-2K'), ('poisson:200', 'fixed:100'):
+        out, err = run('bench', 'serve', *model, '--arrivals', arrivals, '--lengths', lengths, '--requests', 9, '--outputs', 4,
+                       '--batch', 3, '--devices', 2, '--threads', 1, '--seed', 5, '--json')
+        fields(out, want)
+        assert out['schema'] == 'nearkv.bench.serve/1' and out['failed'] == 0 and out['most_running'] <= 3 and err == ''
+        for name in 'ttft_ms', 'tpot_ms', 'queue_ms':
+            assert 0 < out[name]['p50'] <= out[name]['p90'] <= out[name]['p99'] < out['wall_s'] * 1000
+        assert out['queue_ms']['p50'] < out['ttft_ms']['p50'] and out['busiest_to_mean'] >= 1
+        devices = out['devices']
+        assert len(devices) == 2 and all(d['busy_s'] > 0 for d in devices)
+        assert sum(d['sequences'] for d in devices) == 9 and sum(d['output_tokens'] for d in devices) == 9 * 4
+        n = sum(d['prefill_tokens'] for d in devices)
+        assert n == 9 * 99 if lengths == 'fixed:100' else 9 * 9 <= n <= 9 * 2047
+        assert prompts.setdefault(lengths, n) == n, 'the load depends on the seed alone'
+
+for flags, message in ((('--arrivals', 'often'), 'poisson:R'), (('--arrivals', 'poisson:0'), 'poisson:'),
+                       (('--lengths', 'fixed:0'), 'fixed:'), (('--lengths', 'uniform:9-3'), 'A-B'),
+                       (('--lengths', 'normal:3'), 'loguniform:A-B'), (('--outputs', 1), '--outputs'),
+                       (('--step-tokens', 100), 'need at least 520'), (('--shape', 'gpt-9'), '--shape')):
+    assert message in run('bench', 'serve', *flags, status=2)[1], flags
 PY

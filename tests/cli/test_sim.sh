@@ -17,13 +17,15 @@ report, _ = run('sim', 'run', '--machine', f'{SOURCE}/machines/paper-server.yaml
                 '--mode', 'png', '--gpus', 2, '--pnm', 8, '--json')
 parts = {name: float for name in ['fc', 'allreduce', 'score', 'topk', 'attend_pnm', 'attend_gpu', 'recall', 'link', 'append', 'other']}
 accounts = {name: float for name in ['activity', 'power_time', 'paper', 'power_busy']}
+mapping = {'kv_parallel': str, 'group': int, 'attended_bytes_per_token': float, 'select_ms_per_layer': float, 'select_ms_per_step': float,
+           'per_token_and_layer': {name: float for name in ['transfers', 'sorts', 'reduce_messages', 'list_messages', 'select_bytes']}}
 assumptions = report.pop('assumptions')
 fields(report, {'schema': str, 'kind': str, 'tokens_per_s': float, 'step_ms': float, 'batch': int, 'budget_tokens': int,
                 'steady_tokens': int, 'breakdown_ms': parts, 'busy_ms': parts, 'utilisation': {'gpu': float, 'pnm': float},
                 'energy_j_per_token': accounts, 'usd_per_hour': float, 'tokens_per_usd': float, 'usd_per_mtoken': float,
                 'full_cost': {'usd_per_hour': float, 'tokens_per_usd': float, 'usd_per_mtoken': float},
                 'recalled_pages_per_layer_request': float, 'recalled_pages_error': float, 'samples': int,
-                'steady_hit_ratio': float, 'link_bytes_per_token': float, 'recall_bytes_per_token': float})
+                'steady_hit_ratio': float, 'link_bytes_per_token': float, 'recall_bytes_per_token': float, 'mapping': mapping})
 assert report['schema'] == 'nearkv.sim/1' and report['kind'] == 'simulated'
 assert report['batch'] == 96
 assert abs(sum(report['breakdown_ms'].values()) - report['step_ms']) < 1e-6 * report['step_ms']
@@ -44,6 +46,14 @@ for event in events:
     if event['ph'] == 'X':
         assert event['dur'] >= 0 and event['ts'] >= 0
 assert any(event['ph'] == 'X' and event['name'] == 'attend_pnm' for event in events)
+
+# a request over 8 devices: N sorts and N-1 messages, or two rounds, or neither
+spread = {name: run('sim', 'run', '--kv-parallel', name, '--batch', 8, '--json', *quick)[0]['mapping'] for name in ['tp', 'cp']}
+counts = spread['tp']['per_token_and_layer']
+assert spread['tp']['group'] == 8 and counts['sorts'] == 8 and counts['reduce_messages'] == counts['list_messages'] == 7
+assert spread['cp']['per_token_and_layer']['list_messages'] == 8 and spread['cp']['select_ms_per_step'] > 0
+heads, _ = run('sim', 'run', '--kv-parallel', 'tp', '--select', 'kv-head', '--batch', 8, '--json', *quick)
+assert heads['mapping']['per_token_and_layer']['reduce_messages'] == 0 and heads['assumptions']['mode'] == 'pnm'
 
 # a GGUF header and a YAML shape
 model, _ = run('sim', 'run', '--model', f'{SOURCE}/tests/fixtures/model/llama.gguf', '--context', 1024, '--gpus', 1, '--pnm', 1,
@@ -71,6 +81,9 @@ assert [row['mode'] for row in rows[:9]] == ['pnm'] * 8 + ['png']
 assert all((row['status'] == 'ok') == (row['context'] == '128K') for row in rows)
 assert all('not one fits' in row['status'] for row in rows if row['context'] == '8M')
 sweep('--context', '8M', *quick, status=1)
+rows = sweep('--mode', 'pnm', '--kv-parallel', 'dp,tp,cp', '--pnm', 4, '--context', '128K,2M', '--batch', 1, *quick)
+assert [row['status'] == 'ok' for row in rows] == [True, False, True, True, True, True]
+assert [row['kv_group'] for row in rows] == ['1', '', '4', '4', '4', '4']
 PY
 expect() {
     local want=$1 part=$2 rc=0
@@ -88,6 +101,9 @@ expect 2 '--context 1:' run --context 1
 expect 2 'needs a value' run --context
 expect 2 '--budget x' run --budget x
 expect 2 'gpu.no_such_key' run --set gpu.no_such_key=1
+expect 2 "no mapping 'xp'" run --kv-parallel xp
+expect 1 'a group can be 1, 2' run --kv-parallel tp --pnm 6
+expect 1 'modes pnm and full' run --kv-parallel cp --mode png
 expect 2 '--weights int3' run --weights int3
 expect 1 'llama-3.1-8b' run --model nothing
 expect 1 'paper-server' run --machine nothing

@@ -357,26 +357,28 @@ static uint32_t check_beginnings(const struct world *w, const struct world *time
             continue;
         for (uint32_t layer = 0; layer < WORLD_LAYERS; layer++)
             assert_true(seq->lengths[layer] == seq->lengths[0] && seq->lengths[0] % world_shape.page_tokens == 0);
+        assert_true(nkv_seq_is_published(seq) && seq->key >> 32 == NKV_OWNER_NONE);
         assert_true(seq->lengths[0] == 0 || was_once(w, times, n, seq));
         n_full += seq->lengths[0] > 0;
     }
     return n_full;
 }
 
-/* A sequence that was not touched since the sync has all its full pages. */
+/* A published sequence that was not touched since the sync has all its full pages. */
 static void check_synced(const struct world *w, const struct world *times, uint32_t n)
 {
     for (uint32_t i = 0; i < WORLD_SEQS; i++) {
         const struct world_seq *model = &times[0].seqs[i];
         const struct nkv_kv_seq *seq;
-        bool touched = !model->open;
+        bool touched = !model->open || !model->name.name[0];
+        uint64_t key = 0;
 
         for (uint32_t t = 1; t < n && !touched; t++)
             touched = memcmp(model, &times[t].seqs[i], sizeof *model) != 0;
         if (touched)
             continue;
-        seq = nkv_store_find(w->store, model->key);
-        assert_non_null(seq);
+        assert_int_equal(nkv_store_find_named(w->store, &model->name, &key), 0);
+        seq = nkv_store_find(w->store, key);
         assert_true(seq->lengths[0] == world_shortest(model) / world_shape.page_tokens * world_shape.page_tokens);
     }
 }
@@ -397,6 +399,99 @@ static void check_alone(struct world *w, const struct world *times, uint32_t n)
         }
     }
     (void)check_beginnings(w, times, n);
+}
+
+static void crash_the_system(struct world *w)
+{
+    size_t n = 0;
+    char *bytes = read_image(&n);
+
+    nkv_store_close(w->store);
+    forget_boot(bytes);
+    write_image(bytes, n);
+    free(bytes);
+    open_store(w);
+}
+
+/* Sessions that share a long beginning have tables of their own: more than half of the blocks. */
+static void recovery_needs_no_room(void **state)
+{
+    struct nkv_seq_name name = {.name = "0"};
+    struct world w = {0};
+    uint32_t n = 1, max_tokens;
+
+    (void)state;
+    make_store(&w, IMAGE_BYTES);
+    max_tokens = w.store->slot_pool.n / 100 * 100; /* half of the pages */
+    assert_int_equal(nkv_store_seq_open(w.store, 1, max_tokens, NKV_NO_DIGEST), 0);
+    for (uint32_t layer = 0; layer < WORLD_LAYERS; layer++)
+        for (uint32_t i = 0; i < 100; i++)
+            append_rows(w.store, 1, layer, max_tokens / 100);
+    do {
+        snprintf(name.name, sizeof name.name, "%u", n);
+        assert_int_equal(nkv_store_publish(w.store, n, &name, NULL, 0), 0);
+        n++;
+    } while (nkv_store_seq_fork(w.store, n, 1, max_tokens, max_tokens) == 0 &&
+             w.store->image->block_pool.n_used * 10 < w.store->image->block_pool.n * 7);
+    assert_true(w.store->image->block_pool.n_used * 2 > w.store->image->block_pool.n);
+    crash_the_system(&w);
+    assert_int_equal(w.store->n_seqs, n - 1); /* the last fork has no name */
+    assert_int_equal(nkv_store_n_lost(w.store), 1);
+    nkv_store_close(w.store);
+}
+
+/* One layer: the pages of a truncation come back in one append. */
+static void records_are_those_of_the_newest_pages(void **state)
+{
+    struct nkv_kv_shape shape = world_shape;
+    struct nkv_image_options options = image_options(IMAGE_BYTES);
+    struct nkv_seq_name name = {.name = "a"};
+    struct world w = {0};
+    uint64_t key = 0;
+    size_t n = 0;
+    char *bytes;
+
+    (void)state;
+    shape.n_layers = 1;
+    (void)unlink(path);
+    assert_int_equal(nkv_store_open_image(&shape, &options, &w.store), 0);
+    assert_int_equal(nkv_store_seq_open(w.store, 1, 40, 0), 0);
+    assert_int_equal(nkv_store_publish(w.store, 1, &name, NULL, 0), 0);
+    append_rows(w.store, 1, 0, 10);
+    assert_int_equal(nkv_store_seq_truncate(w.store, 1, 4), 0);
+    append_rows(w.store, 1, 0, 12);
+    bytes = read_image(&n);
+    nkv_store_close(w.store);
+    forget_boot(bytes);
+    write_image(bytes, n);
+    free(bytes);
+    options.bytes = 0;
+    assert_int_equal(nkv_store_open_image(&shape, &options, &w.store), 0);
+    assert_int_equal(nkv_store_find_named(w.store, &name, &key), 0);
+    assert_int_equal(nkv_store_find(w.store, key)->lengths[0], 16);
+    nkv_store_close(w.store);
+}
+
+static void clients_that_cannot_be_are_struck_out(void **state)
+{
+    const struct nkv_kv_client bad[] = {{9, NKV_OWNER_NONE, 0}, {0, 3, 0}, {7, 4, 0}, {7, 5, 0}, {8, 4, 0}};
+    struct world w = {0};
+    uint32_t numbers[NKV_STORE_CLIENTS];
+    size_t n = 0;
+    char *bytes;
+
+    (void)state;
+    make_store(&w, IMAGE_BYTES);
+    nkv_store_close(w.store);
+    bytes = read_image(&n);
+    memcpy(bytes + 2 * NKV_IMAGE_PAGE, bad, sizeof bad);
+    write_image(bytes, n);
+    free(bytes);
+    open_store(&w);
+    assert_int_equal(nkv_store_client_numbers(w.store, numbers), 1);
+    assert_int_equal(numbers[0], 4);
+    assert_int_equal(nkv_store_close_owner(w.store, NKV_OWNER_NONE), 0);
+    nkv_store_close(w.store);
 }
 
 /*
@@ -636,7 +731,9 @@ static void an_image_serves_one_process_and_one_shape(void **state)
     assert_int_equal(access(path, F_OK), -1); /* what could not be made whole is not left behind */
     options.bytes = 100 << 10;
     other.n_layers = 512;
+    assert_int_equal(nkv_image_peek(&options, &peeked), 0);
     assert_int_equal(nkv_store_open_image(&other, &options, &store), NKV_EINVAL);
+    assert_int_equal(access(path, F_OK), -1);
 }
 
 /* Sequences that the tables have no room for are refused, and what is there goes on. */
@@ -703,8 +800,11 @@ static void every_failed_allocation_is_survived(void **state)
             nkv_mem_fail_at(0);
             assert_true(status == 0 || status == NKV_ENOMEM);
             open_store(&w);
-            for (uint32_t i = 0; crashed && i < WORLD_SEQS; i++)
+            for (uint32_t i = 0; crashed && i < WORLD_SEQS; i++) {
+                w.seqs[i].open &= w.seqs[i].name.name[0] != '\0';
+                w.seqs[i].detached = w.seqs[i].open;
                 world_cut(&w.seqs[i], world_shortest(&w.seqs[i]) / world_shape.page_tokens * world_shape.page_tokens);
+            }
             assert_true(world_matches(&w));
             nkv_store_close(w.store);
         } while (status < 0);
@@ -723,6 +823,9 @@ int main(void)
         cmocka_unit_test(killed_processes_lose_nothing),
         cmocka_unit_test(steps_that_failed_do_not_come_back),
         cmocka_unit_test(growing_gives_back_what_it_replaces),
+        cmocka_unit_test(recovery_needs_no_room),
+        cmocka_unit_test(records_are_those_of_the_newest_pages),
+        cmocka_unit_test(clients_that_cannot_be_are_struck_out),
         cmocka_unit_test(torn_writes_cut_sequences_and_mix_nothing_up),
         cmocka_unit_test(damaged_images_are_refused_as_they_are),
         cmocka_unit_test(checks_find_what_was_changed),

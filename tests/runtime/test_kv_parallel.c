@@ -290,6 +290,9 @@ static void test_larger_than_a_device(void **state)
     }
     assert_int_equal(nkv_seq_open(rig.context, &so, &seq), NKV_ENOSPC);
     assert_non_null(strstr(nkv_last_error(), "over 3 devices (cp)"));
+    assert_int_equal(nkv_seq_can_fit(rig.context, &so), 0);
+    so.max_tokens = 20000;
+    assert_int_equal(nkv_seq_can_fit(rig.context, &so), NKV_ENOSPC);
     rig_seq_free(&s);
     rig_close(&rig);
 }

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * nearkv bench serve: an engine under a load of requests that come at random or all at once. One loop submits what has
+ * arrived and makes steps; between arrivals, when nothing runs, it sleeps. Prompts are random tokens, and end tokens
+ * are passed over, so that every request gives as many tokens as it was asked for.
+ *
+ * Time is the machine's: a run with arrivals takes as long as they do. A virtual clock belongs to the simulator.
+ */
+#define _GNU_SOURCE
+#include "bench_serve.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench.h"
+#include "cli.h"
+#include "progress.h"
+#include "text.h"
+
+#define CHUNK_TOKENS 512u
+#define MAX_SLEEP_NS 50000000u
+
+static const char usage[] =
+    "usage: nearkv bench serve [--arrivals A] [--lengths L] [options]\n"
+    "Latencies, throughput and the devices' load while requests come, run together and go.\n"
+    "\n"
+    "  --arrivals A            poisson:R (R requests per second) or all (at once; all)\n"
+    "  --lengths L             of prompts: uniform:A-B, loguniform:A-B or fixed:N tokens (uniform:128-1024)\n"
+    "  --outputs N             tokens that each request gets, at least 2 (32)\n"
+    "  --requests N            how many requests (16)\n"
+    "  --batch N               requests that run at a time (8)\n"
+    "  --step-tokens N         tokens of a step, prompts and decoding together (a chunk of 512 beside the batch)\n"
+    "  --move-steps N          a sequence moves to another device when that pays within N steps; 0: never (256)\n"
+    "  --seed S                of lengths, arrivals and prompts (0)\n"
+    "  --shape NAME            random weights of a known shape instead of a model, as in bench decode\n"
+    "  --weights TYPE          of these: f32, f16, bf16 or q8_0 (bf16)\n"
+    "  --json                  one JSON object on stdout (schema nearkv.bench.serve/1)\n";
+
+enum {
+    ARRIVALS = SESSION_END,
+    LENGTHS,
+    OUTPUTS,
+    REQUESTS,
+    BATCH,
+    STEP_TOKENS,
+    MOVE_STEPS,
+    SEED,
+    SHAPE,
+    WEIGHTS,
+    JSON,
+    HELP
+};
+
+static const struct option long_options[] = {
+    SESSION_LONG_OPTIONS,
+    {"arrivals", required_argument, NULL, ARRIVALS},
+    {"lengths", required_argument, NULL, LENGTHS},
+    {"outputs", required_argument, NULL, OUTPUTS},
+    {"requests", required_argument, NULL, REQUESTS},
+    {"batch", required_argument, NULL, BATCH},
+    {"step-tokens", required_argument, NULL, STEP_TOKENS},
+    {"move-steps", required_argument, NULL, MOVE_STEPS},
+    {"seed", required_argument, NULL, SEED},
+    {"shape", required_argument, NULL, SHAPE},
+    {"weights", required_argument, NULL, WEIGHTS},
+    {"json", no_argument, NULL, JSON},
+    {"help", no_argument, NULL, HELP},
+    {NULL, 0, NULL, 0},
+};
+
+static int read_flag(int flag, const char *arg, void *read_arg)
+{
+    struct serve_options *o = read_arg;
+
+    switch (flag) {
+    case ARRIVALS:
+        return serve_read_arrivals(arg, o);
+    case LENGTHS:
+        return serve_read_lengths(arg, o);
+    case OUTPUTS:
+        return cli_u32("--outputs", arg, 2, 1u << 28, &o->n_outputs);
+    case REQUESTS:
+        return cli_u32("--requests", arg, 1, 1000000, &o->n_requests);
+    case BATCH:
+        return cli_u32("--batch", arg, 1, 4096, &o->batch);
+    case STEP_TOKENS:
+        return cli_u32("--step-tokens", arg, 1, 1u << 28, &o->step_tokens);
+    case MOVE_STEPS:
+        return cli_u32("--move-steps", arg, 0, UINT32_MAX, &o->move_steps);
+    case SEED:
+        return cli_u64("--seed", arg, 0, INT64_MAX, &o->seed);
+    case SHAPE:
+        o->shape = arg;
+        return CLI_OK;
+    case WEIGHTS:
+        return nkv_dtype_parse(arg, &o->weights) < 0 ? cli_usage("--weights: %s", nkv_last_error()) : CLI_OK;
+    case JSON:
+        o->json = true;
+        return CLI_OK;
+    default:
+        return session_option(&o->session, flag, arg);
+    }
+}
+
+/* ---- Opening */
+
+static struct nkv_seq_options seq_options(const struct serve *s, const struct serve_request *r)
+{
+    struct nkv_seq_options seq;
+
+    session_seq_options(&s->session, r->n_prompt, r->n_prompt + s->opt.n_outputs - 1, &seq);
+    return seq;
+}
+
+/* Room for a batch of the longest, spread over the devices. */
+static int need_of(const struct serve *s, struct session_need *need_out)
+{
+    const struct serve_request longest = {.n_prompt = s->longest};
+    struct nkv_seq_options seq = seq_options(s, &longest);
+    uint32_t n_devices = session_device_count(&s->opt.session);
+    struct session_need need = {.max_batch = s->opt.batch};
+    uint64_t bytes, compute_bytes;
+    int rc = session_device_bytes(&s->session, 0, seq.max_tokens, &bytes);
+
+    if (rc == CLI_OK)
+        rc = session_compute_bytes(&s->session, &seq, &compute_bytes);
+    if (rc != CLI_OK)
+        return rc;
+    need.device_bytes = (s->opt.batch + n_devices - 1) / n_devices * bytes;
+    need.total_bytes = n_devices * need.device_bytes;
+    need.compute_bytes = s->opt.batch * compute_bytes;
+    *need_out = need;
+    return CLI_OK;
+}
+
+static int cache_bytes(void *arg, const struct nkv_kv_shape *shape, const struct nkv_model_info *info,
+                       uint64_t *bytes_out)
+{
+    struct serve *s = arg;
+    struct session_need need;
+    int rc;
+
+    (void)info;
+    s->session.shape = *shape;
+    rc = need_of(s, &need);
+    if (rc == CLI_OK)
+        *bytes_out = need.total_bytes + need.compute_bytes;
+    return rc;
+}
+
+static int open_shape(struct serve *s)
+{
+    const struct session_options *o = &s->opt.session;
+    struct nkv_decoder_options decoder = {
+        .size = sizeof decoder, .n_threads = o->n_threads, .max_batch = s->opt.batch, .chunk_tokens = CHUNK_TOKENS};
+    struct estimate program = {
+        .shape = {.page_tokens = o->page_tokens, .dtype = o->kv, .digest = o->digest},
+        .mode = o->seq.mode,
+        .budget_tokens = o->seq.budget_tokens,
+        .chunk_tokens = CHUNK_TOKENS,
+        .n_devices = session_device_count(o),
+        .n_threads = o->n_threads,
+    };
+    struct session_need need;
+    int rc;
+
+    s->session.options = *o;
+    rc = bench_open_model(s->opt.shape, s->opt.weights, &decoder, &program, cache_bytes, s, &s->session.model);
+    if (rc != CLI_OK)
+        return rc;
+    nkv_model_info(s->session.model, &s->session.info);
+    rc = need_of(s, &need);
+    return rc == CLI_OK ? session_open_checked(&s->session, &need) : rc;
+}
+
+static int open_model(struct serve *s)
+{
+    struct session_need need;
+    int rc = session_open_model(&s->session, &s->opt.session);
+
+    if (rc == CLI_OK)
+        rc = need_of(s, &need);
+    return rc == CLI_OK ? session_open_devices(&s->session, &need) : rc;
+}
+
+/* ---- Running */
+
+static struct serve_request *find(struct serve *s, uint64_t id)
+{
+    for (uint32_t i = 0; i < s->n_submitted; i++)
+        if (s->requests[i].id == id)
+            return &s->requests[i];
+    return NULL;
+}
+
+static void end_request(struct serve *s, struct serve_request *r, int status, const char *error)
+{
+    r->ended = true;
+    r->status = status;
+    s->n_ended++;
+    if (status < 0 && s->n_failed++ == 0)
+        snprintf(s->error, sizeof s->error, "%s", error);
+}
+
+static void on_event(void *arg, const struct nkv_engine_event *event)
+{
+    struct serve *s = arg;
+    struct serve_request *r = find(s, event->id);
+    uint64_t now = progress_now_ns();
+
+    switch (event->kind) {
+    case NKV_ENGINE_ADMITTED:
+        r->admitted_ns = now;
+        s->devices[event->device].n_sequences++;
+        break;
+    case NKV_ENGINE_PREFILLED:
+        s->devices[event->device].prefill_tokens += event->n;
+        break;
+    case NKV_ENGINE_TOKEN:
+        s->devices[event->device].output_tokens++;
+        r->first_ns = r->first_ns ? r->first_ns : now;
+        r->last_ns = now;
+        r->n_tokens = event->n;
+        break;
+    case NKV_ENGINE_END:
+        end_request(s, r, event->status, event->error);
+        break;
+    }
+}
+
+static void submit(struct serve *s, uint32_t i)
+{
+    struct serve_request *r = &s->requests[i];
+    struct nkv_request request = {.size = sizeof request,
+                                  .prompt = s->prompt,
+                                  .n_prompt = r->n_prompt,
+                                  .max_new_tokens = s->opt.n_outputs,
+                                  .ignores_end = true,
+                                  .seq = seq_options(s, r),
+                                  .sampler = {.size = sizeof request.sampler, .top_p = 1}};
+    uint64_t random = s->opt.seed + 1 + i;
+
+    for (uint32_t t = 0; t < r->n_prompt; t++)
+        s->prompt[t] = (int32_t)(text_random(&random) % s->session.info.n_vocab);
+    s->n_submitted = i + 1;
+    if (nkv_engine_submit(s->engine, &request, &r->id) < 0)
+        end_request(s, r, NKV_ENOSPC, nkv_last_error());
+}
+
+static void submit_arrived(struct serve *s)
+{
+    while (s->n_submitted < s->opt.n_requests &&
+           progress_now_ns() - s->start_ns >= s->requests[s->n_submitted].arrival_ns)
+        submit(s, s->n_submitted);
+}
+
+/* Until the next arrival, or a little while: then Ctrl-C is looked at. */
+static void sleep_until_arrival(const struct serve *s)
+{
+    uint64_t elapsed = progress_now_ns() - s->start_ns, next = s->requests[s->n_submitted].arrival_ns;
+    uint64_t left = next > elapsed ? next - elapsed : 0;
+
+    progress_sleep_ms((uint32_t)((left < MAX_SLEEP_NS ? left : MAX_SLEEP_NS) / 1000000 + 1));
+}
+
+static int drive(struct serve *s, struct progress *progress)
+{
+    while (s->n_ended < s->opt.n_requests) {
+        int n_left;
+
+        submit_arrived(s);
+        n_left = nkv_engine_step(s->engine);
+        if (n_left < 0)
+            return cli_fail("%s", nkv_last_error());
+        if (n_left == 0 && s->n_submitted < s->opt.n_requests)
+            sleep_until_arrival(s);
+        if (progress_update(progress, s->n_ended, s->opt.n_requests))
+            return cli_fail("stopped after %u of %u requests", s->n_ended, s->opt.n_requests);
+    }
+    return CLI_OK;
+}
+
+/* Adds sign times what the devices have worked since they were opened. */
+static int count_busy(struct serve *s, bool begins)
+{
+    for (uint32_t i = 0; i < s->session.n_devices; i++) {
+        struct nkv_device_report report;
+
+        if (nkv_context_device(s->session.context, i, &report) < 0)
+            return cli_fail("%s", nkv_last_error());
+        s->devices[i].busy_ns = report.busy_ns - (begins ? 0 : s->devices[i].busy_ns);
+    }
+    return CLI_OK;
+}
+
+static int run(struct serve *s)
+{
+    const struct nkv_engine_options options = {.size = sizeof options,
+                                               .max_running = s->opt.batch,
+                                               .step_tokens = s->opt.step_tokens,
+                                               .move_steps = s->opt.move_steps,
+                                               .event = on_event,
+                                               .event_arg = s};
+    struct progress progress;
+    int rc;
+
+    if (nkv_engine_open(s->session.decoder, &options, &s->engine) < 0)
+        return cli_usage("%s", nkv_last_error());
+    rc = count_busy(s, true);
+    if (rc != CLI_OK)
+        return rc;
+    progress_catch_interrupt();
+    progress_start(&progress, "serving", "requests");
+    s->start_ns = progress_now_ns();
+    rc = drive(s, &progress);
+    s->end_ns = progress_now_ns();
+    progress_end(&progress);
+    return rc == CLI_OK ? count_busy(s, false) : rc;
+}
+
+static void set_defaults(struct serve_options *o)
+{
+    *o = (struct serve_options){.weights = NKV_BF16,
+                                .arrivals_text = "all",
+                                .lengths_text = "uniform:128-1024",
+                                .lengths = SERVE_UNIFORM,
+                                .min_length = 128,
+                                .max_length = 1024,
+                                .n_outputs = 32,
+                                .n_requests = 16,
+                                .batch = 8,
+                                .move_steps = 256};
+    session_defaults(&o->session);
+}
+
+/* The session's options follow the benchmark's own. */
+static int read_options(int argc, char **argv, struct serve_options *o)
+{
+    char help[8192];
+    int rc;
+
+    set_defaults(o);
+    snprintf(help, sizeof help, "%s%s", usage, session_help);
+    rc = bench_read_options(argc, argv, help, long_options, HELP, read_flag, o);
+    return rc == CLI_OK ? session_check(&o->session) : rc;
+}
+
+int bench_serve_main(int argc, char **argv)
+{
+    struct serve s = {0};
+    int rc = read_options(argc, argv, &s.opt);
+
+    if (rc != CLI_OK)
+        return rc < 0 ? CLI_OK : rc;
+    rc = serve_draw(&s);
+    if (rc == CLI_OK)
+        rc = s.opt.shape ? open_shape(&s) : open_model(&s);
+    if (rc == CLI_OK)
+        rc = run(&s);
+    if (rc == CLI_OK)
+        rc = serve_print(&s);
+    nkv_engine_close(s.engine);
+    session_close(&s.session);
+    free(s.requests);
+    free(s.prompt);
+    return rc;
+}

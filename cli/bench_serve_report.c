@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The report of `bench serve`. A percentile is the value at its nearest rank, of the requests that ended well.
+ * Latencies count from a request's arrival, also where a step under way kept it from being submitted at once.
+ */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "bench_serve.h"
+#include "cli.h"
+#include "text.h"
+
+struct percentiles {
+    double p50, p90, p99;
+};
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+static double at_rank(const double *sorted, uint32_t n, uint32_t percent)
+{
+    uint64_t rank = ((uint64_t)n * percent + 99) / 100;
+
+    return sorted[rank ? rank - 1 : 0];
+}
+
+static double ttft_ms(const struct serve *s, const struct serve_request *r)
+{
+    return (double)(r->first_ns - s->start_ns - r->arrival_ns) * 1e-6;
+}
+
+static double tpot_ms(const struct serve *s, const struct serve_request *r)
+{
+    (void)s;
+    return (double)(r->last_ns - r->first_ns) * 1e-6 / (r->n_tokens - 1);
+}
+
+static double queue_ms(const struct serve *s, const struct serve_request *r)
+{
+    return (double)(r->admitted_ns - s->start_ns - r->arrival_ns) * 1e-6;
+}
+
+static int percentiles_of(const struct serve *s, double (*value)(const struct serve *, const struct serve_request *),
+                          struct percentiles *out)
+{
+    double *values = malloc(s->opt.n_requests * sizeof *values);
+    uint32_t n = 0;
+
+    if (!values)
+        return cli_fail("out of memory");
+    for (uint32_t i = 0; i < s->opt.n_requests; i++)
+        if (s->requests[i].ended && s->requests[i].status == 0)
+            values[n++] = value(s, &s->requests[i]);
+    qsort(values, n, sizeof *values, compare);
+    *out = (struct percentiles){at_rank(values, n, 50), at_rank(values, n, 90), at_rank(values, n, 99)};
+    free(values);
+    return CLI_OK;
+}
+
+/* The busiest device's time over the mean. */
+static double imbalance(const struct serve *s)
+{
+    uint64_t most = 0, sum = 0;
+
+    for (uint32_t i = 0; i < s->session.n_devices; i++) {
+        sum += s->devices[i].busy_ns;
+        most = s->devices[i].busy_ns > most ? s->devices[i].busy_ns : most;
+    }
+    return sum ? (double)most * s->session.n_devices / (double)sum : 1;
+}
+
+static json_t *percentiles_json(const struct percentiles *p)
+{
+    return json_pack("{s:f, s:f, s:f}", "p50", p->p50, "p90", p->p90, "p99", p->p99);
+}
+
+static json_t *devices_json(const struct serve *s, double wall_s)
+{
+    json_t *array = json_array();
+
+    for (uint32_t i = 0; array && i < s->session.n_devices; i++) {
+        const struct serve_device *d = &s->devices[i];
+
+        json_array_append_new(array,
+                              json_pack("{s:I, s:f, s:f, s:I, s:I, s:I}", "device", (json_int_t)i, "busy_s",
+                                        (double)d->busy_ns * 1e-9, "busy_share", (double)d->busy_ns * 1e-9 / wall_s,
+                                        "sequences", (json_int_t)d->n_sequences, "prefill_tokens",
+                                        (json_int_t)d->prefill_tokens, "output_tokens", (json_int_t)d->output_tokens));
+    }
+    return array;
+}
+
+struct totals {
+    struct percentiles ttft, tpot, queue;
+    double wall_s;
+    uint64_t n_prompt, n_output;
+    struct nkv_engine_stats engine;
+};
+
+static int add_up(const struct serve *s, struct totals *t)
+{
+    *t = (struct totals){.wall_s = (double)(s->end_ns - s->start_ns) * 1e-9};
+    for (uint32_t i = 0; i < s->session.n_devices; i++) {
+        t->n_prompt += s->devices[i].prefill_tokens;
+        t->n_output += s->devices[i].output_tokens;
+    }
+    nkv_engine_stats(s->engine, &t->engine);
+    if (percentiles_of(s, ttft_ms, &t->ttft) != CLI_OK || percentiles_of(s, tpot_ms, &t->tpot) != CLI_OK)
+        return CLI_FAILED;
+    return percentiles_of(s, queue_ms, &t->queue);
+}
+
+static json_t *report_json(const struct serve *s, const struct totals *t)
+{
+    const struct serve_options *o = &s->opt;
+    json_t *load =
+        json_pack("{s:s, s:s, s:I, s:I, s:I}", "arrivals", o->arrivals_text, "lengths", o->lengths_text, "requests",
+                  (json_int_t)o->n_requests, "outputs", (json_int_t)o->n_outputs, "seed", (json_int_t)o->seed);
+    json_t *rates =
+        json_pack("{s:f, s:f, s:f}", "requests_per_s", (s->n_ended - s->n_failed) / t->wall_s, "prompt_tokens_per_s",
+                  (double)t->n_prompt / t->wall_s, "output_tokens_per_s", (double)t->n_output / t->wall_s);
+
+    return json_pack("{s:s, s:s, s:s, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:f, s:o}", "schema",
+                     "nearkv.bench.serve/1", "model", s->session.info.name, "mode", nkv_mode_name(o->session.seq.mode),
+                     "batch", (json_int_t)o->batch, "load", load, "failed", (json_int_t)s->n_failed, "wall_s",
+                     t->wall_s, "ttft_ms", percentiles_json(&t->ttft), "tpot_ms", percentiles_json(&t->tpot),
+                     "queue_ms", percentiles_json(&t->queue), "throughput", rates, "steps",
+                     (json_int_t)t->engine.n_steps, "moves", (json_int_t)t->engine.n_moves, "most_running",
+                     (json_int_t)t->engine.most_running, "busiest_to_mean", imbalance(s), "devices",
+                     devices_json(s, t->wall_s));
+}
+
+static void print_row(const char *what, const struct percentiles *p)
+{
+    printf("%-10s %10.2f %10.2f %10.2f\n", what, p->p50, p->p90, p->p99);
+}
+
+static void print_text(const struct serve *s, const struct totals *t)
+{
+    const struct serve_options *o = &s->opt;
+
+    printf("%s, mode %s: %u requests, %s, prompts %s, %u tokens each, at most %u at a time (%u seen), seed %llu\n",
+           s->session.info.name, nkv_mode_name(o->session.seq.mode), o->n_requests, o->arrivals_text, o->lengths_text,
+           o->n_outputs, o->batch, t->engine.most_running, (unsigned long long)o->seed);
+    printf("%-10s %10s %10s %10s\n", "ms", "p50", "p90", "p99");
+    print_row("TTFT", &t->ttft);
+    print_row("TPOT", &t->tpot);
+    print_row("queue", &t->queue);
+    printf("%.2f s: %.2f requests, %.1f prompt tokens, %.1f output tokens per second; %llu steps, %llu moves\n",
+           t->wall_s, (s->n_ended - s->n_failed) / t->wall_s, (double)t->n_prompt / t->wall_s,
+           (double)t->n_output / t->wall_s, (unsigned long long)t->engine.n_steps,
+           (unsigned long long)t->engine.n_moves);
+    for (uint32_t i = 0; i < s->session.n_devices; i++)
+        printf("device %-3u busy %8.3f s (%5.1f %%), %u sequences, %llu prompt and %llu output tokens\n", i,
+               (double)s->devices[i].busy_ns * 1e-9, (double)s->devices[i].busy_ns * 1e-7 / t->wall_s,
+               s->devices[i].n_sequences, (unsigned long long)s->devices[i].prefill_tokens,
+               (unsigned long long)s->devices[i].output_tokens);
+    printf("busiest device %.2f x the mean\n", imbalance(s));
+}
+
+int serve_print(const struct serve *s)
+{
+    struct totals t;
+    int rc;
+
+    if (s->n_failed == s->n_ended)
+        return cli_fail("every request failed: %s", s->error);
+    rc = add_up(s, &t);
+    if (rc == CLI_OK && s->opt.json)
+        rc = text_print_json(report_json(s, &t));
+    else if (rc == CLI_OK)
+        print_text(s, &t);
+    return rc == CLI_OK && s->n_failed ? cli_fail("%u requests failed: %s", s->n_failed, s->error) : rc;
+}

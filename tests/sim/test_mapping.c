@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Mappings of attention to devices: one device is one device, what is attended does not depend on who attends, traffic,
+ * counts, and faster is never slower. */
+#include "rig.h"
+
+static const enum nkv_sim_mapping spread[] = {NKV_SIM_TP, NKV_SIM_CP};
+
+static struct nkv_sim_config mapped(const struct nkv_sim_machine *machine, enum nkv_sim_mapping mapping, uint32_t n_pnm)
+{
+    struct nkv_sim_config config = rig_config(machine, NKV_MODE_PNM);
+
+    config.mapping = mapping;
+    config.n_pnm = n_pnm;
+    return config;
+}
+
+static void one_device_is_one_device(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+
+    (void)state;
+    for (uint32_t batch = 1; batch <= 6; batch += 5)
+        for (uint32_t full = 0; full < 2; full++)
+            for (uint32_t m = 0; m < 2; m++)
+                for (enum nkv_granularity g = NKV_SELECT_LAYER; g <= NKV_SELECT_KV_HEAD; g++) {
+                    struct nkv_sim_config config = mapped(machine, NKV_SIM_DP, 1);
+                    struct nkv_sim_report dp, other;
+
+                    config.mode = full ? NKV_MODE_FULL : NKV_MODE_PNM;
+                    config.batch = batch;
+                    config.granularity = g;
+                    dp = rig_run(&config);
+                    config.mapping = spread[m];
+                    other = rig_run(&config);
+                    rig_near(other.step_ms, dp.step_ms, 0.01);
+                    rig_near(other.attended_bytes_per_token, dp.attended_bytes_per_token, 1e-9);
+                    rig_near(other.pnm_bytes_per_token, dp.pnm_bytes_per_token, 1e-9);
+                    rig_near(other.pnm_flops_per_token, dp.pnm_flops_per_token, 1e-9);
+                    rig_near(other.link_bytes_per_token, dp.link_bytes_per_token, 1e-9);
+                    rig_near(other.layer_transfers, dp.layer_transfers, 1e-9);
+                    rig_near(other.layer_sorts, dp.layer_sorts, 1e-9);
+                    rig_near(other.kv_capacity_used, dp.kv_capacity_used, 1e-9);
+                    assert_true(other.layer_reduce_messages == 0 && other.layer_select_ms == 0);
+                }
+    nkv_sim_machine_close(machine);
+}
+
+static void what_is_attended_is_conserved(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+
+    (void)state;
+    for (uint32_t full = 0; full < 2; full++)
+        for (uint32_t n_pnm = 2; n_pnm <= 8; n_pnm *= 2)
+            for (enum nkv_granularity g = NKV_SELECT_LAYER; g <= NKV_SELECT_KV_HEAD; g++) {
+                struct nkv_sim_config config = mapped(machine, NKV_SIM_DP, n_pnm);
+                struct nkv_sim_report dp, other;
+
+                config.mode = full ? NKV_MODE_FULL : NKV_MODE_PNM;
+                config.context_tokens = 65536 + 13; /* an open page */
+                config.granularity = g;
+                dp = rig_run(&config);
+                for (uint32_t m = 0; m < 2; m++) {
+                    config.mapping = spread[m];
+                    other = rig_run(&config);
+                    assert_int_equal(other.mapping_group, n_pnm);
+                    rig_near(other.attended_bytes_per_token, dp.attended_bytes_per_token, 1e-9);
+                }
+            }
+    nkv_sim_machine_close(machine);
+}
+
+/* The paper's N sorts and N-1 messages, and that there are none where every head has a set of its own. */
+static void messages_and_sorts_are_counted(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+
+    (void)state;
+    for (uint32_t n = 2; n <= 8; n *= 2) {
+        struct nkv_sim_config config = mapped(machine, NKV_SIM_TP, n);
+        struct nkv_sim_report r = rig_run(&config);
+
+        rig_near(r.layer_sorts, n, 1e-9);
+        rig_near(r.layer_reduce_messages, n - 1, 1e-9);
+        rig_near(r.layer_list_messages, n - 1, 1e-9);
+        /* k and v, q, partials of each device; scores and lists once up and once down, the list once to the host */
+        rig_near(r.layer_transfers, 3 * n + 2 * (n - 1) + 1 + n - 1, 1e-9);
+        rig_near(r.layer_select_bytes, (n - 1) * (4.0 * (2048 - 3) + 4 * (r.budget_tokens / 32 + 1)), 1e-9);
+        assert_true(r.layer_select_ms > 0);
+        config.granularity = NKV_SELECT_KV_HEAD;
+        r = rig_run(&config);
+        rig_near(r.layer_sorts, 8, 1e-9);
+        assert_true(r.layer_reduce_messages == 0 && r.layer_list_messages == 0 && r.layer_select_ms == 0);
+        config = mapped(machine, NKV_SIM_CP, n);
+        r = rig_run(&config);
+        rig_near(r.layer_sorts, n, 1e-9);
+        rig_near(r.layer_list_messages, n, 1e-9);
+        assert_true(r.layer_reduce_messages >= n && r.layer_reduce_messages < 3 * n && r.layer_select_ms > 0);
+        for (uint32_t m = 0; m < 2; m++) { /* the budget holds all: nothing to choose */
+            config = mapped(machine, spread[m], n);
+            snprintf(config.budget, sizeof config.budget, "context");
+            r = rig_run(&config);
+            assert_true(r.layer_reduce_messages == 0 && r.layer_list_messages == 0 && r.layer_select_ms == 0);
+        }
+    }
+    nkv_sim_machine_close(machine);
+}
+
+/* One request on two devices: scores over both links, the home's sum and sort, the list back. */
+static void a_round_takes_what_its_messages_take(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+    const struct sim_values *v = &machine->values;
+    struct nkv_sim_config config = mapped(machine, NKV_SIM_TP, 2);
+    struct nkv_sim_report r;
+    double n, list, seconds;
+
+    (void)state;
+    config.context_tokens = 1u << 20;
+    config.batch = 1;
+    config.n_steps = config.n_streams = 1;
+    r = rig_run(&config);
+    n = 32768 - 3; /* all but a sink and two recent pages */
+    list = 4.0 * (r.budget_tokens / 32 + 1);
+    seconds = 2 * (4 * n + list) / v->link.device_bandwidth + 4 * v->link.latency + n / v->pnm.sort_rate +
+              2 * 4 * n / (v->pnm.memory_bandwidth * v->pnm.efficiency_sequential) + v->pnm.access_latency +
+              v->pnm.command_overhead;
+    rig_near(r.layer_select_ms, 1e3 * seconds, 1e-3);
+    nkv_sim_machine_close(machine);
+}
+
+static void traffic_follows_the_context_in_tp_only(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+
+    (void)state;
+    for (enum nkv_sim_mapping mapping = NKV_SIM_DP; mapping <= NKV_SIM_CP; mapping++) {
+        struct nkv_sim_config config = mapped(machine, mapping, 4);
+        struct nkv_sim_report small, large;
+
+        snprintf(config.budget, sizeof config.budget, "4096");
+        small = rig_run(&config);
+        config.context_tokens *= 4;
+        large = rig_run(&config);
+        if (mapping == NKV_SIM_TP) {
+            rig_near(large.layer_select_bytes - small.layer_select_bytes, 3 * 4.0 * (8192 - 2048), 1e-9);
+        } else {
+            rig_near(large.layer_select_bytes, small.layer_select_bytes, 0.01); /* cp: how often a device is asked */
+            rig_near(large.link_bytes_per_token, small.link_bytes_per_token, mapping == NKV_SIM_DP ? 1e-12 : 0.01);
+        }
+    }
+    nkv_sim_machine_close(machine);
+}
+
+static void faster_is_never_slower(void **state)
+{
+    static const char *const rates[] = {
+        "pnm.memory_bandwidth=%g TB/s",  "pnm.compute_rate=%g TFLOP/s", "pnm.sort_rate=%g",
+        "link.device_bandwidth=%g GB/s", "link.host_bandwidth=%g GB/s", "gpu.memory_bandwidth=%g TB/s"};
+    uint64_t seed = 11;
+
+    (void)state;
+    for (uint32_t m = 0; m < 2; m++)
+        for (uint32_t i = 0; i < 24; i++) {
+            struct nkv_sim_machine *machine = rig_machine();
+            struct nkv_sim_config config = mapped(machine, spread[m], 4);
+            double low = rig_uniform(&seed, 0.3, 3), step_ms;
+            const char *rate = rates[i % 6];
+            double unit = strstr(rate, "GB/s") ? 20 : strstr(rate, "sort") ? 1e9 : strstr(rate, "TFLOP") ? 5 : 1;
+            char set[64];
+
+            config.n_steps = config.n_layers = config.n_streams = 1;
+            snprintf(set, sizeof set, rate, low * unit);
+            assert_int_equal(nkv_sim_machine_set(machine, set), 0);
+            step_ms = rig_run(&config).step_ms;
+            snprintf(set, sizeof set, rate, low * unit * rig_uniform(&seed, 1.05, 4));
+            assert_int_equal(nkv_sim_machine_set(machine, set), 0);
+            assert_true(rig_run(&config).step_ms <= step_ms);
+            nkv_sim_machine_close(machine);
+        }
+}
+
+/* A request larger than a device, and what is refused. */
+static void groups_hold_and_refuse(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+    struct nkv_sim_config config = mapped(machine, NKV_SIM_DP, 4);
+    struct nkv_sim_report r;
+
+    (void)state;
+    config.context_tokens = 8u << 20;
+    config.batch = 0;
+    config.n_layers = config.n_steps = config.n_streams = 1;
+    assert_int_equal(nkv_sim_run(&config, &r), NKV_ENOSPC);
+    for (uint32_t m = 0; m < 2; m++) {
+        config.mapping = spread[m];
+        r = rig_run(&config);
+        assert_int_equal(r.batch, 1);
+        assert_true(r.kv_capacity_used > 0.25 && r.kv_capacity_used <= 1);
+    }
+    config.context_tokens = 65536;
+    config.batch = 4;
+    config.mapping_group = 2;
+    assert_int_equal(rig_run(&config).mapping_group, 2);
+    config.mapping_group = 3;
+    assert_int_equal(nkv_sim_run(&config, &r), NKV_EINVAL);
+    assert_non_null(strstr(nkv_last_error(), "1, 2, 4"));
+    config.mapping_group = 0;
+    config.mapping = NKV_SIM_TP;
+    config.n_pnm = 3;
+    assert_int_equal(nkv_sim_run(&config, &r), NKV_EINVAL);
+    config.n_pnm = 16;
+    assert_int_equal(rig_run(&config).mapping_group, 8);
+    config.mode = NKV_MODE_PNG;
+    assert_int_equal(nkv_sim_run(&config, &r), NKV_EINVAL);
+    nkv_sim_machine_close(machine);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(one_device_is_one_device),
+        cmocka_unit_test(what_is_attended_is_conserved),
+        cmocka_unit_test(messages_and_sorts_are_counted),
+        cmocka_unit_test(a_round_takes_what_its_messages_take),
+        cmocka_unit_test(traffic_follows_the_context_in_tp_only),
+        cmocka_unit_test(faster_is_never_slower),
+        cmocka_unit_test(groups_hold_and_refuse),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
