@@ -22,6 +22,7 @@ enum {
     OPTION_SEED,
     OPTION_TP,
     OPTION_PNM_RANKS,
+    OPTION_KV_PARALLEL,
     OPTION_SESSION,
     OPTION_CONTINUE,
     OPTION_MEMORY,
@@ -45,6 +46,8 @@ static void print_help(void)
            "  --seed S                of sampling (0)\n"
            "  --tp N                  dense layers in N processes (1): mpirun -n N nearkv run ...\n"
            "  --pnm-ranks N           N more processes that are the PNM devices (none: devices in rank 0)\n"
+           "  --kv-parallel dp|cp|tp  a sequence on one device, its pages over all devices, or its KV heads over all "
+           "(dp)\n"
            "  --session NAME          the sequence stays on the device under that name; the next run with it, or with "
            "a text\n"
            "                          that begins alike, feeds only what is new\n"
@@ -83,6 +86,10 @@ static int own_option(struct run_options *o, int option, const char *arg)
         return parallel_option("--tp", arg, &o->parallel.n_tp);
     case OPTION_PNM_RANKS:
         return parallel_option("--pnm-ranks", arg, &o->parallel.n_pnm);
+    case OPTION_KV_PARALLEL:
+        return nkv_kv_parallel_parse(arg, &o->session.kv_parallel) < 0
+                   ? cli_usage("--kv-parallel: %s", nkv_last_error())
+                   : CLI_OK;
     case OPTION_SESSION:
         o->session_name = arg;
         return CLI_OK;
@@ -116,6 +123,7 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"seed", required_argument, NULL, OPTION_SEED},
         {"tp", required_argument, NULL, OPTION_TP},
         {"pnm-ranks", required_argument, NULL, OPTION_PNM_RANKS},
+        {"kv-parallel", required_argument, NULL, OPTION_KV_PARALLEL},
         {"session", required_argument, NULL, OPTION_SESSION},
         {"memory", required_argument, NULL, OPTION_MEMORY},
         {"continue", no_argument, NULL, OPTION_CONTINUE},
@@ -225,8 +233,8 @@ static uint32_t max_tokens(const struct run *run, uint32_t i)
     return (uint32_t)run->prompts[i].n_tokens + run->options.max_tokens;
 }
 
-/* The load of each device when sequences go, one by one, to the one with the most free memory. */
-static int plan_loads(const struct run *run, uint32_t n_devices, struct session_need *need)
+/* The load of each home when sequences go, one by one, to the one with the most free memory. */
+static int plan_loads(const struct run *run, uint32_t n_homes, struct session_need *need)
 {
     uint64_t load[SESSION_MAX_DEVICES] = {0}, bytes = 0;
     int rc = CLI_OK;
@@ -238,12 +246,12 @@ static int plan_loads(const struct run *run, uint32_t n_devices, struct session_
     for (uint32_t i = 0; rc == CLI_OK && i < run->n; i++) {
         uint32_t to = run->n_bases ? i % run->n_bases : 0;
 
-        for (uint32_t d = 1; !run->n_bases && d < n_devices; d++)
+        for (uint32_t d = 1; !run->n_bases && d < n_homes; d++)
             to = load[d] < load[to] ? d : to;
         rc = session_device_bytes(&run->session, run->n_prefix, max_tokens(run, i), &bytes);
         load[to] += bytes;
     }
-    for (uint32_t d = 0; d < n_devices; d++) {
+    for (uint32_t d = 0; d < n_homes; d++) {
         need->device_bytes = load[d] > need->device_bytes ? load[d] : need->device_bytes;
         need->total_bytes += load[d];
     }
@@ -252,12 +260,12 @@ static int plan_loads(const struct run *run, uint32_t n_devices, struct session_
 
 static int plan(struct run *run, struct session_need *need)
 {
-    uint32_t n_devices = session_device_count(&run->options.session);
+    uint32_t n_homes = session_home_count(&run->options.session);
     int rc = CLI_OK;
 
     *need = (struct session_need){.max_batch = run->n};
     run->n_prefix = common_prefix(run);
-    run->n_bases = run->n_prefix ? (run->n < n_devices ? run->n : n_devices) : 0;
+    run->n_bases = run->n_prefix ? (run->n < n_homes ? run->n : n_homes) : 0;
     for (uint32_t i = 0; rc == CLI_OK && i < run->n; i++) {
         struct nkv_seq_options seq;
         uint64_t bytes = 0;
@@ -266,7 +274,10 @@ static int plan(struct run *run, struct session_need *need)
         rc = session_compute_bytes(&run->session, &seq, &bytes);
         need->compute_bytes += bytes;
     }
-    return rc == CLI_OK ? plan_loads(run, n_devices, need) : rc;
+    if (rc == CLI_OK)
+        rc = plan_loads(run, n_homes, need);
+    need->total_bytes *= session_device_count(&run->options.session) / n_homes; /* a home that is all devices */
+    return rc;
 }
 
 /* A prompt that no device could ever hold is a wrong use, not a busy device. */

@@ -27,6 +27,9 @@ int run_session_check(const struct run_options *o)
         return cli_usage("--memory %s is one device, but there are %u", s->memory, session_device_count(s));
     if (!o->session_name)
         return o->continues ? cli_usage("--continue: name the session to go on with: --session NAME") : CLI_OK;
+    if (s->kv_parallel != NKV_KV_DATA)
+        return cli_usage("--session keeps a text on one device, --kv-parallel %s spreads it over all: leave one out",
+                         nkv_kv_parallel_name(s->kv_parallel));
     if (o->n_prompts > 1)
         return cli_usage("--session holds one text, but there are %u prompts: give one -p", o->n_prompts);
     for (uint32_t i = 0; i < s->n_specs && !s->memory; i++)

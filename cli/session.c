@@ -25,6 +25,31 @@ uint32_t session_device_count(const struct session_options *o)
     return o->n_specs ? o->n_specs : o->n_devices ? o->n_devices : 1;
 }
 
+uint32_t session_home_count(const struct session_options *o)
+{
+    return o->kv_parallel == NKV_KV_DATA ? session_device_count(o) : 1;
+}
+
+/* What one device is opened with. */
+static struct nkv_kv_shape device_shape(const struct session *session)
+{
+    struct nkv_kv_shape shape = session->shape;
+
+    if (session->options.kv_parallel == NKV_KV_HEADS) {
+        shape.n_heads /= session_device_count(&session->options);
+        shape.n_kv_heads /= session_device_count(&session->options);
+    }
+    return shape;
+}
+
+/* Of n_pages pages of a sequence, those of the device that has most (or, least: fewest) of them. */
+static uint32_t device_pages(const struct session *session, uint32_t n_pages, bool least)
+{
+    uint32_t n = session->options.kv_parallel == NKV_KV_CONTEXT ? session_device_count(&session->options) : 1;
+
+    return n_pages / n + (!least && n_pages % n != 0);
+}
+
 void session_seq_options(const struct session *session, uint32_t n_prompt, uint32_t max_tokens,
                          struct nkv_seq_options *options_out)
 {
@@ -40,18 +65,22 @@ void session_seq_options(const struct session *session, uint32_t n_prompt, uint3
 int session_device_bytes(const struct session *session, uint32_t n_shared, uint32_t max_tokens, uint64_t *bytes_out)
 {
     struct nkv_kv_estimate whole, shared;
-    uint32_t page = session->shape.page_tokens;
+    struct nkv_kv_shape shape = device_shape(session);
+    uint32_t page = shape.page_tokens, n_pages = max_tokens / page + (max_tokens % page != 0);
 
-    if (nkv_kv_estimate(&session->shape, max_tokens, &whole) < 0)
+    n_shared = device_pages(session, n_shared / page, true) * page;
+    if (session->options.kv_parallel == NKV_KV_CONTEXT)
+        max_tokens = device_pages(session, n_pages, false) * page;
+    if (nkv_kv_estimate(&shape, max_tokens, &whole) < 0)
         return cli_fail("%s", nkv_last_error());
     *bytes_out = whole.total_bytes;
-    if (n_shared < page)
+    if (n_shared == 0)
         return CLI_OK;
     /* Full pages are shared; so are digests, by the chunk. A chunk more is added for the one that is not full. */
-    if (nkv_kv_estimate(&session->shape, n_shared / page * page, &shared) < 0)
+    if (nkv_kv_estimate(&shape, n_shared, &shared) < 0)
         return cli_fail("%s", nkv_last_error());
     *bytes_out -= shared.total_bytes;
-    if (nkv_kv_estimate(&session->shape, page, &shared) < 0)
+    if (nkv_kv_estimate(&shape, page, &shared) < 0)
         return cli_fail("%s", nkv_last_error());
     *bytes_out += shared.digest_bytes;
     return CLI_OK;
@@ -76,6 +105,11 @@ int session_open_model(struct session *session, const struct session_options *op
     nkv_model_kv_shape(session->model, options->page_tokens, options->kv, options->digest, &session->shape);
     if (nkv_kv_shape_check(&session->shape) < 0)
         return cli_usage("%s", nkv_last_error());
+    if (options->kv_parallel == NKV_KV_HEADS && session->shape.n_kv_heads % session_device_count(options))
+        return cli_usage(
+            "--kv-parallel tp: %u KV heads cannot be shared evenly by %u devices: give a number of devices "
+            "that divides them",
+            session->shape.n_kv_heads, session_device_count(options));
     return CLI_OK;
 }
 
@@ -98,7 +132,8 @@ int session_work_bytes(const struct session *session, uint32_t max_batch, uint64
         .mode = session->options.seq.mode,
         .budget_tokens = session->options.seq.budget_tokens,
         .chunk_tokens = CHUNK_TOKENS,
-        .n_devices = session_device_count(&session->options),
+        /* What makes one device of all has a window, too. */
+        .n_devices = session_device_count(&session->options) + (session->options.kv_parallel != NKV_KV_DATA),
         .n_threads = session->options.n_threads,
     };
 
@@ -156,7 +191,7 @@ static int open_device(struct session *session, uint32_t i, uint64_t capacity_by
     char name[32], spec[4096], memory[4096];
     struct nkv_device_config config = {
         .size = sizeof config,
-        .shape = session->shape,
+        .shape = device_shape(session),
         .capacity_bytes = capacity_bytes,
         .n_threads = share ? share : 1,
         .name = name,
@@ -223,6 +258,7 @@ static int open_context(struct session *session, uint32_t max_batch)
         .max_batch = max_batch,
         .max_tokens = max_batch > CHUNK_TOKENS ? max_batch : CHUNK_TOKENS,
         .record_scores = session->options.trace != NULL,
+        .kv_parallel = session->options.kv_parallel,
     };
 
     if (nkv_context_open(&context, &session->context) < 0)

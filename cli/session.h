@@ -22,6 +22,7 @@ struct session_options {
     const char *specs[SESSION_MAX_DEVICES]; /* --device */
     uint32_t n_specs;
     uint32_t n_devices; /* --devices; 0: not given */
+    enum nkv_kv_parallel kv_parallel;
     uint32_t n_threads;
     const char *trace;
     const char *memory;    /* of the devices of this process; NULL: ordinary memory */
@@ -73,6 +74,8 @@ int session_option(struct session_options *options, int option, const char *arg)
 int session_check(const struct session_options *options);
 
 uint32_t session_device_count(const struct session_options *options);
+/* Places that a sequence can have: devices, or one that is all of them. */
+uint32_t session_home_count(const struct session_options *options);
 
 struct session {
     struct session_options options;
@@ -112,7 +115,8 @@ void session_close(struct session *session);
 /* Options for a sequence of n_prompt tokens that may grow to max_tokens: the prefill rule is applied here. */
 void session_seq_options(const struct session *session, uint32_t n_prompt, uint32_t max_tokens,
                          struct nkv_seq_options *options_out);
-/* Bytes that a sequence of max_tokens takes on its device, and what of it a fork at n_shared tokens adds. */
+/* Bytes that a sequence of max_tokens takes on its device, or on each device where it lies on all of them, and what of
+ * it a fork at n_shared tokens adds. */
 int session_device_bytes(const struct session *session, uint32_t n_shared, uint32_t max_tokens, uint64_t *bytes_out);
 /* Bytes of one more sequence on the compute side. */
 int session_compute_bytes(const struct session *session, const struct nkv_seq_options *seq, uint64_t *bytes_out);

@@ -125,6 +125,21 @@ static int check_budget(const struct session_options *o, const char *flag, uint3
                      (unsigned long long)least);
 }
 
+static int check_kv_parallel(const struct session_options *o)
+{
+    const char *name = nkv_kv_parallel_name(o->kv_parallel);
+
+    if (o->kv_parallel == NKV_KV_DATA)
+        return CLI_OK;
+    if (o->seq.mode != NKV_MODE_FULL && o->seq.mode != NKV_MODE_PNM)
+        return cli_usage("--kv-parallel %s: mode %s needs each sequence on one device: give --mode full or --mode pnm",
+                         name, nkv_mode_name(o->seq.mode));
+    if (o->trace || o->memory)
+        return cli_usage("--kv-parallel %s: no %s of sequences that lie on several devices: leave it out", name,
+                         o->trace ? "--trace" : "--memory");
+    return CLI_OK;
+}
+
 int session_check(const struct session_options *o)
 {
     int rc = check_budget(o, "--budget", o->seq.budget_tokens);
@@ -135,5 +150,5 @@ int session_check(const struct session_options *o)
         rc = cli_usage("--trace '%s': give a file name without ':'", o->trace);
     if (rc == CLI_OK && o->n_specs && o->n_devices)
         rc = cli_usage("give --devices or --device, not both");
-    return rc;
+    return rc == CLI_OK ? check_kv_parallel(o) : rc;
 }

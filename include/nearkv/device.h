@@ -78,6 +78,9 @@ enum nkv_op {
      * write the scores, too; NKV_STEADY: run Steady-Select against the resident pages, list_offset: lists(arg) with n =
      * arg entries each, the page that slot i holds or NKV_PAGE_NONE; out_offset gets three more lists; a page that
      * is not full is never recalled. res: pages chosen in unit 0. NKV_EINVAL: n_pages < what is always chosen.
+     * NKV_CANDIDATES: the query tokens are not of this sequence (of which a part lies here): the pages `sink` ..
+     * pos/P - 1 compete, all of them full (pos is on a page boundary), and at most n_pages are chosen; recent is 0,
+     * none is always chosen, and NKV_SCORES writes f32 [units][n_pages], in the order of `chosen`. Not with NKV_STEADY.
      */
     NKV_OP_SELECT = 6,
     /*
@@ -139,6 +142,7 @@ enum nkv_cmd_flag {
     NKV_SLOTS = 1u << 8,
     NKV_NAMED = 1u << 9,
     NKV_TOKENS = 1u << 10,
+    NKV_CANDIDATES = 1u << 11,
 };
 
 #define NKV_SEQ_NAME_BYTES 56u
@@ -249,7 +253,7 @@ static inline struct nkv_select_layout nkv_select_layout(uint32_t n_units, uint3
     return at;
 }
 /* A SELECT without NKV_STEADY uses n_resident = 0, one without NKV_SCORES n_total = 0; with it n_total = pages of pos +
- * T tokens. */
+ * T tokens (NKV_CANDIDATES: n_pages). */
 
 /* ---- The backend's side.
  * ------------------------------------------------------------------------------------------------------- */

@@ -95,6 +95,20 @@ struct nkv_context;
 struct nkv_seq;
 struct nkv_ticket;
 
+/*
+ * How sequences lie on the PNM devices. CONTEXT and HEADS make one of all of them, which every sequence shares: modes
+ * full and pnm, no sessions, no record_scores. The same page sets are chosen as with one device (HEADS with
+ * NKV_SELECT_LAYER: up to the rounding of scores), outputs differ by rounding only.
+ */
+enum nkv_kv_parallel {
+    NKV_KV_DATA = 0,    /* "dp": a sequence on one device */
+    NKV_KV_CONTEXT = 1, /* "cp": its pages over all devices, in turn; it can be larger than any one of them */
+    NKV_KV_HEADS = 2,   /* "tp": its KV heads over all devices, each opened with its share of the shape's heads */
+};
+/* "dp", "cp", "tp"; static storage. The reverse: NKV_EINVAL with the allowed names in the message. */
+NKV_API const char *nkv_kv_parallel_name(enum nkv_kv_parallel kv_parallel);
+NKV_API int nkv_kv_parallel_parse(const char *name, enum nkv_kv_parallel *kv_parallel_out);
+
 struct nkv_context_options {
     uint32_t size; /* sizeof(struct nkv_context_options) */
     struct nkv_kv_shape shape;
@@ -110,6 +124,7 @@ struct nkv_context_options {
     void (*plan_log)(void *arg, const char *line);
     void *plan_log_arg;
     bool record_scores; /* decode steps ask the PNM devices for the scores of pages, too, for whoever records them */
+    enum nkv_kv_parallel kv_parallel;
 };
 
 /*
@@ -187,7 +202,7 @@ NKV_API uint32_t nkv_seq_length(const struct nkv_seq *seq);
 /* 0, or the status that ended this sequence (a device's error); the message is in nkv_seq_error(). */
 NKV_API int nkv_seq_status(const struct nkv_seq *seq);
 NKV_API const char *nkv_seq_error(const struct nkv_seq *seq);
-/* Number of the PNM device that holds it. */
+/* Number of the PNM device that holds it; 0 where all do. */
 NKV_API uint32_t nkv_seq_device(const struct nkv_seq *seq);
 
 /* Called now and then by what takes long; a nonzero return stops it with NKV_ECANCELED. */
@@ -368,6 +383,18 @@ struct nkv_device_report {
     uint32_t n_sequences, n_free_pages, n_total_pages;
     uint64_t window_bytes; /* of its I/O window: memory on top of the capacity, committed as it is used */
 };
+/* What sharing sequences between devices took so far; all 0 with NKV_KV_DATA. */
+struct nkv_kv_parallel_report {
+    enum nkv_kv_parallel kv_parallel;
+    uint32_t n_devices;
+    uint64_t n_commands;      /* of the context: an append, a selection, an attention of one sequence and layer, ... */
+    uint64_t n_messages;      /* commands that the devices got for them; each is answered once */
+    uint64_t n_select_rounds; /* selections for which the host ranked what several devices told */
+    uint64_t to_device_bytes,
+        from_device_bytes; /* of all devices together; nkv_seq_stats counts as if there were one */
+};
+NKV_API void nkv_context_kv_parallel(const struct nkv_context *context, struct nkv_kv_parallel_report *report_out);
+
 /* Device number i < n_devices; i == n_devices: the compute device. */
 NKV_API int nkv_context_device(const struct nkv_context *context, uint32_t i, struct nkv_device_report *report_out);
 

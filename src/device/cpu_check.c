@@ -33,7 +33,7 @@ static const struct op_rule rules[NKV_OP_COUNT] = {
     [NKV_OP_SEQ_TRUNCATE] = {F_POS, 0},
     [NKV_OP_APPEND] = {F_LAYER | F_IN | F_TOKENS | F_POS, 0},
     [NKV_OP_SELECT] = {F_LAYER | F_SINK | F_IN | F_OUT | F_TOKENS | F_PAGES | F_POS,
-                       NKV_PER_HEAD | NKV_STEADY | NKV_SCORES},
+                       NKV_PER_HEAD | NKV_STEADY | NKV_SCORES | NKV_CANDIDATES},
     [NKV_OP_ATTEND] = {F_LAYER | F_IN | F_OUT | F_LIST | F_TOKENS | F_PAGES | F_POS,
                        NKV_PER_HEAD | NKV_CAUSAL | NKV_ALL_PAGES},
     [NKV_OP_READ] = {F_LAYER | F_OUT | F_LIST | F_PAGES, NKV_PER_HEAD | NKV_DIGEST | NKV_TOKENS},

@@ -23,8 +23,8 @@ struct select {
     const struct nkv_kv_seq *seq;
     const struct nkv_kernels *kernels;
     struct nkv_select_rule rule;
-    uint32_t begin, end; /* pages that compete */
-    uint32_t n_units, first_chunk;
+    uint32_t begin, end;                     /* pages that compete */
+    uint32_t n_units, n_scores, first_chunk; /* n_scores: written per unit */
     struct nkv_select_layout layout;
     const float *q;
     char *out;
@@ -105,14 +105,28 @@ static void put_steady(const struct select *s, uint32_t unit, const uint32_t *ch
     recall[-1] = slots[-1] = plan.n_recall;
 }
 
-static void put_scores(const struct select *s, uint32_t unit)
+/* ranked: the unit's set, best first. */
+static void put_scores(const struct select *s, uint32_t unit, const uint32_t *ranked, uint32_t n)
 {
-    float *out = (float *)(void *)(s->out + s->layout.scores) + (size_t)unit * s->rule.n_total;
+    float *out = (float *)(void *)(s->out + s->layout.scores) + (size_t)unit * s->n_scores;
 
-    for (uint32_t page = 0; page < s->rule.n_total; page++)
-        out[page] = NAN;
+    for (uint32_t i = 0; i < s->n_scores; i++)
+        out[i] = NAN;
+    if (s->cmd->flags & NKV_CANDIDATES) {
+        for (uint32_t i = 0; i < n; i++)
+            out[i] = unit_scores(s, unit)[ranked[i] - s->begin];
+        return;
+    }
     if (s->begin < s->end)
         memcpy(out + s->begin, unit_scores(s, unit), (s->end - s->begin) * sizeof *out);
+}
+
+/* The best of the pages that compete, and nothing else. */
+static uint32_t rank_candidates(const struct select *s, uint32_t unit, uint32_t *scratch, uint32_t *chosen)
+{
+    uint32_t n = s->end - s->begin;
+
+    return nkv_topk(unit_scores(s, unit), n, n < s->cmd->n_pages ? n : s->cmd->n_pages, s->begin, scratch, chosen);
 }
 
 static void rank_task(void *arg, uint32_t unit, uint32_t rank)
@@ -123,9 +137,12 @@ static void rank_task(void *arg, uint32_t unit, uint32_t rank)
     uint32_t *ranked = s->cpu->ranked + (size_t)unit * s->cpu->max_pages;
 
     (void)rank;
-    n = nkv_select_pages(&s->rule, unit_scores(s, unit), ranked, chosen);
+    n = s->cmd->flags & NKV_CANDIDATES ? rank_candidates(s, unit, ranked, chosen)
+                                       : nkv_select_pages(&s->rule, unit_scores(s, unit), ranked, chosen);
     list = put_list(s->out + s->layout.chosen, cap, unit, n);
     memcpy(list, chosen, n * sizeof *list);
+    if (s->cmd->flags & NKV_SCORES)
+        put_scores(s, unit, chosen, n);
     if (s->cmd->flags & NKV_STEADY) {
         put_steady(s, unit, chosen, n);
     } else {
@@ -133,8 +150,22 @@ static void rank_task(void *arg, uint32_t unit, uint32_t rank)
         nkv_sort_ids(chosen, n);
         memcpy(list, chosen, n * sizeof *list);
     }
-    if (s->cmd->flags & NKV_SCORES)
-        put_scores(s, unit);
+}
+
+static int check_candidates(struct select *s)
+{
+    const struct nkv_cmd *cmd = s->cmd;
+    uint32_t length = s->seq->lengths[cmd->layer], page_tokens = s->cpu->shape.page_tokens;
+
+    if (cmd->flags & NKV_STEADY || cmd->recent)
+        FAIL(NKV_EINVAL, "select: candidates have no recent pages and no residents");
+    if (cmd->n_tokens == 0 || cmd->pos > length || cmd->pos % page_tokens || cmd->sink > cmd->pos / page_tokens)
+        FAIL(NKV_EINVAL, "select: candidates from page %u to token %u of %u, %u query tokens", cmd->sink, cmd->pos,
+             length, cmd->n_tokens);
+    s->begin = cmd->sink;
+    s->end = cmd->pos / page_tokens;
+    s->n_scores = cmd->n_pages;
+    return 0;
 }
 
 static int check_rule(struct select *s)
@@ -144,6 +175,8 @@ static int check_rule(struct select *s)
 
     if (s->seq->flags & (NKV_NO_DIGEST | NKV_SLOTS))
         FAIL(NKV_EINVAL, "select: sequence %u has no digests", cmd->seq);
+    if (cmd->flags & NKV_CANDIDATES)
+        return check_candidates(s);
     if (cmd->n_tokens == 0 || cmd->pos > length || cmd->n_tokens > length - cmd->pos)
         FAIL(NKV_EINVAL, "select: query tokens %u+%u, but layer %u of sequence %u holds %u tokens", cmd->pos,
              cmd->n_tokens, cmd->layer, cmd->seq, length);
@@ -154,6 +187,7 @@ static int check_rule(struct select *s)
         .n_sink = cmd->sink,
         .n_recent = cmd->recent,
     };
+    s->n_scores = s->rule.n_total;
     s->open_page = length % page_tokens ? length / page_tokens : NKV_PAGE_NONE;
     return nkv_select_range(&s->rule, &s->begin, &s->end);
 }
@@ -165,7 +199,7 @@ static int check_operands(struct select *s)
     uint64_t q_bytes = nkv_cpu_times((uint64_t)cmd->n_tokens * shape->n_heads, shape->head_dim * sizeof(float));
     uint64_t list_bytes = s->n_units * nkv_list_stride(cmd->arg);
 
-    s->layout = nkv_select_layout(s->n_units, cmd->n_pages, cmd->arg, cmd->flags & NKV_SCORES ? s->rule.n_total : 0);
+    s->layout = nkv_select_layout(s->n_units, cmd->n_pages, cmd->arg, cmd->flags & NKV_SCORES ? s->n_scores : 0);
     TRY(nkv_cpu_check_operand(s->cpu, "select: q", cmd->in_offset, q_bytes, &s->q));
     TRY(nkv_cpu_check_operand(s->cpu, "select: output", cmd->out_offset, s->layout.bytes, &s->out));
     TRY(nkv_cpu_check_disjoint(cmd->out_offset, s->layout.bytes, cmd->in_offset, q_bytes));
@@ -198,5 +232,6 @@ int nkv_cpu_select(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv
                       score_task, &s);
     }
     nkv_cpu_tasks(cpu, n_scored * s.n_units * sizeof(float), s.n_units, rank_task, &s);
-    return (int)(s.rule.n_total < cmd->n_pages ? s.rule.n_total : cmd->n_pages);
+    n_scored = cmd->flags & NKV_CANDIDATES ? n_scored : s.rule.n_total;
+    return (int)(n_scored < cmd->n_pages ? n_scored : cmd->n_pages);
 }

@@ -117,14 +117,16 @@ static void add_select(struct list *list, const struct nkv_cmd *cmd)
 {
     bool steady = cmd->flags & NKV_STEADY;
     uint32_t n_units = units(list, cmd), page = list->shape->page_tokens;
+    uint64_t n_scores = ((uint64_t)cmd->pos + cmd->n_tokens + page - 1) / page;
     struct nkv_select_layout at = nkv_select_layout(n_units, cmd->n_pages, steady ? cmd->arg : 0, 0);
 
     if (cmd->out_offset > list->window_bytes) /* else the sums below might overflow */
         return;
     add(list, NKV_OPERAND_LISTS, cmd->out_offset, steady ? at.scores : at.steady);
+    if (cmd->flags & NKV_CANDIDATES)
+        n_scores = cmd->n_pages;
     if (cmd->flags & NKV_SCORES)
-        add(list, NKV_OPERAND_LISTS, cmd->out_offset + at.scores,
-            4u * (uint64_t)n_units * (((uint64_t)cmd->pos + cmd->n_tokens + page - 1) / page));
+        add(list, NKV_OPERAND_LISTS, cmd->out_offset + at.scores, times(4u * (uint64_t)n_units, n_scores));
 }
 
 static void add_partials(struct list *list, const struct nkv_cmd *cmd)

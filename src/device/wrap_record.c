@@ -7,7 +7,7 @@
  *   submitted    {"cmd":NUMBER,"op":"select","order":.., and the fields of struct nkv_cmd that are not 0}
  *   completed    {"cqe":NUMBER,"res":..,"start_ns":..,"end_ns":..}
  *   and SELECT   "chosen":[[page,..] per unit],"device":..; with NKV_STEADY "steady":..,"recall":..,"slots":..;
- *                with NKV_SCORES "scores":[[score or null per page] per unit]
+ *                with NKV_SCORES "scores":[[score or null per page] per unit] (NKV_CANDIDATES: per page of "chosen")
  *
  * NUMBER counts commands from 0; `order` counts them over all recorders of the program, so that the traces of a
  * context's devices can be put in one order. Lines are in the order of submission and of reaping. What a SELECT wrote
@@ -120,7 +120,8 @@ static void put_scores(FILE *file, const float *scores, uint32_t n_units, uint32
 static void put_selection(const struct record *record, const struct nkv_cmd *cmd)
 {
     uint32_t n_units = cmd->flags & NKV_PER_HEAD ? record->shape.n_kv_heads : 1;
-    uint32_t n_total = (cmd->pos + (cmd->n_tokens - 1)) / record->shape.page_tokens + 1;
+    uint32_t n_total =
+        cmd->flags & NKV_CANDIDATES ? cmd->n_pages : (cmd->pos + (cmd->n_tokens - 1)) / record->shape.page_tokens + 1;
     struct nkv_select_layout at =
         nkv_select_layout(n_units, cmd->n_pages, cmd->arg, cmd->flags & NKV_SCORES ? n_total : 0);
     const char *out = record->wrap.window + cmd->out_offset;

@@ -209,6 +209,43 @@ static int check_compute(const struct nkv_context *context, uint64_t need)
     return 0;
 }
 
+static int check_mode(const struct nkv_context *context, const struct nkv_seq *seq)
+{
+    if (context->group && seq->options.mode != NKV_MODE_FULL && seq->options.mode != NKV_MODE_PNM)
+        FAIL(NKV_ENOTSUP, "mode %s needs each sequence on one device (dp): with %s give full or pnm",
+             nkv_mode_name(seq->options.mode), nkv_kv_parallel_name(context->options.kv_parallel));
+    return 0;
+}
+
+/* Every device of a group holds a part of every sequence. ever: as if nothing else were there. */
+static int check_group(const struct nkv_context *context, const struct nkv_seq *seq, bool ever)
+{
+    const struct group *group = context->group;
+    const char *name = nkv_kv_parallel_name(context->options.kv_parallel);
+
+    TRY(check_mode(context, seq));
+    for (uint32_t i = 0; i < group_size(group); i++) {
+        const struct port *port = group_member(group, i);
+        struct nkv_seq part = *seq;
+        struct nkv_kv_shape shape;
+        uint64_t need = 0, compute = 0, have = 0;
+        uint32_t n_tokens = group_local(group, i, seq->max_pages * context->shape.page_tokens, &shape);
+
+        part.options.max_tokens = n_tokens ? n_tokens : shape.page_tokens;
+        TRY(seq_bytes(&shape, &part, &need, &compute));
+        have = port->caps.capacity_bytes;
+        if (!ever)
+            TRY(port_free(port, &have));
+        if (need > have)
+            FAIL(NKV_ENOSPC,
+                 "%u tokens over %u devices (%s) need %.1f MiB on device %u (%s): %.1f MiB of %.1f MiB are free, %.1f "
+                 "MiB are missing; close other sequences, give more capacity or more devices",
+                 seq->options.max_tokens, group_size(group), name, mib(need), i, port->caps.name, mib(have),
+                 mib(port->caps.capacity_bytes), mib(need - have));
+    }
+    return 0;
+}
+
 uint64_t seq_load(const struct nkv_kv_shape *shape, const struct nkv_seq *seq)
 {
     const struct nkv_step_work work = {
@@ -265,6 +302,10 @@ int seq_place(struct nkv_context *context, struct nkv_seq *seq)
     uint64_t home = 0, compute = 0;
     int device;
 
+    if (context->group) {
+        seq->home = &context->ports[0];
+        return check_group(context, seq, false);
+    }
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
     TRY(context_survey(context));
     device = nkv_place(context->loads, context->free_bytes, context->options.n_devices, home);
@@ -282,6 +323,8 @@ int nkv_seq_can_fit(const struct nkv_context *context, const struct nkv_seq_opti
     struct nkv_seq seq = {0};
 
     TRY(seq_resolve(&context->shape, options, &seq));
+    if (context->group)
+        return check_group(context, &seq, true);
     TRY(seq_bytes(&context->shape, &seq, &home, &compute));
     for (uint32_t i = 0; i < context->options.n_devices; i++)
         if (context->ports[i].caps.capacity_bytes > largest)
@@ -295,6 +338,7 @@ int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *s
 {
     uint64_t home = 0, compute = 0;
 
+    TRY(check_mode(context, seq));
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
     return check_compute(context, compute);
 }

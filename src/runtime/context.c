@@ -49,8 +49,27 @@ static int read_options(const struct nkv_context_options *options, struct nkv_co
     if (o->max_batch > MAX_BATCH || o->max_tokens > MAX_TOKENS)
         FAIL(NKV_EINVAL, "a batch of %u sequences and %u tokens: at most %u and %u", o->max_batch, o->max_tokens,
              MAX_BATCH, MAX_TOKENS);
+    if ((unsigned)o->kv_parallel > NKV_KV_HEADS)
+        FAIL(NKV_EINVAL, "kv_parallel is %d: it must be 0, 1 or 2", (int)o->kv_parallel);
+    if (o->kv_parallel != NKV_KV_DATA && o->record_scores)
+        FAIL(NKV_ENOTSUP, "scores are recorded of sequences that lie on one device (dp), not of %s",
+             nkv_kv_parallel_name(o->kv_parallel));
     TRY(nkv_kv_shape_check(&o->shape));
     return check_devices(o);
+}
+
+/* From here on the context has one PNM device. */
+static int open_group(struct nkv_context *context)
+{
+    struct nkv_context_options *o = &context->options;
+
+    if (o->kv_parallel == NKV_KV_DATA)
+        return 0;
+    TRY(group_open(o->kv_parallel, &o->shape, o->devices, o->n_devices, &context->group));
+    context->group_view = group_device(context->group);
+    o->devices = &context->group_view;
+    o->n_devices = 1;
+    return 0;
 }
 
 static int open_ports(struct nkv_context *context)
@@ -89,6 +108,7 @@ static int fill_context(struct nkv_context *context, const struct nkv_context_op
     TRY(read_options(options, &context->options));
     context->shape = context->options.shape;
     context->next_id = 1;
+    TRY(open_group(context));
     TRY(open_ports(context));
     TRY(open_lanes(context));
     return context_reserve(context, NULL);
@@ -123,9 +143,27 @@ void nkv_context_close(struct nkv_context *context)
     for (uint32_t i = 0; context->ports && i < context->n_ports; i++)
         nkv_free(context->ports[i].orphans);
     nkv_free(context->ports);
+    group_close(context->group);
     nkv_free(context->free_bytes);
     nkv_free(context->loads);
     nkv_free(context->scratch);
     nkv_free(context->line);
     nkv_free(context);
+}
+
+static const char *const kv_parallel_names[] = {"dp", "cp", "tp"};
+
+const char *nkv_kv_parallel_name(enum nkv_kv_parallel kv_parallel)
+{
+    return (unsigned)kv_parallel <= NKV_KV_HEADS ? kv_parallel_names[kv_parallel] : "?";
+}
+
+int nkv_kv_parallel_parse(const char *name, enum nkv_kv_parallel *kv_parallel_out)
+{
+    for (unsigned i = 0; i <= NKV_KV_HEADS; i++)
+        if (strcmp(name, kv_parallel_names[i]) == 0) {
+            *kv_parallel_out = (enum nkv_kv_parallel)i;
+            return 0;
+        }
+    FAIL(NKV_EINVAL, "unknown mapping '%s': give dp, cp or tp", name);
 }

@@ -138,7 +138,7 @@ static struct text text_begin(struct nkv_context *context)
 static void put_command(struct text *text, const struct nkv_cmd *cmd)
 {
     static const char *const flags[] = {"per-head",  "steady",   "scores", "causal", "all-pages", "digest",
-                                        "no-digest", "no-pages", "slots",  "named",  "tokens"};
+                                        "no-digest", "no-pages", "slots",  "named",  "tokens",    "candidates"};
 
     put(text, "%s seq=%u", op_name(cmd->op), cmd->seq);
     if (cmd->op >= NKV_OP_APPEND)

@@ -33,6 +33,8 @@
 #define WORK_COMMANDS     11u  /* most commands of a decode step of one sequence and layer */
 #define CONTROL_USER_DATA UINT64_MAX
 
+struct group;
+
 struct orphan {
     uint32_t id;
     uint16_t flags; /* of SEQ_CLOSE */
@@ -176,7 +178,9 @@ struct lane_need {
 struct nkv_context {
     struct nkv_kv_shape shape;
     struct nkv_context_options options;
-    uint32_t n_ports; /* the PNM devices, then the compute device */
+    struct group *group;           /* the PNM devices as one, which then is the only port of theirs; NULL: dp */
+    struct nkv_device *group_view; /* [1] */
+    uint32_t n_ports;              /* the PNM devices, then the compute device */
     struct port *ports, *compute;
     struct nkv_ticket lanes[N_LANES];
     struct nkv_seq *sequences;
@@ -190,6 +194,33 @@ struct nkv_context {
     char *line;           /* of the plan log */
     uint64_t line_bytes;
 };
+
+/* ---- step.c ---- */
+struct partial {
+    float *o, *m, *l;
+};
+static inline struct partial partial_at(const struct nkv_kv_shape *shape, uint8_t *window, uint64_t offset,
+                                        uint32_t n_tokens)
+{
+    struct nkv_partial_layout at = nkv_partial_layout(shape, n_tokens);
+    uint8_t *base = window + offset;
+
+    return (struct partial){(float *)(void *)(base + at.o), (float *)(void *)(base + at.m),
+                            (float *)(void *)(base + at.l)};
+}
+
+/* ---- group.c ---- */
+/* Makes one device of several, which are borrowed. */
+int group_open(enum nkv_kv_parallel kv_parallel, const struct nkv_kv_shape *shape, struct nkv_device *const *devices,
+               uint32_t n, struct group **group_out);
+/* NULL is allowed. */
+void group_close(struct group *group);
+struct nkv_device *group_device(struct group *group);
+uint32_t group_size(const struct group *group);
+const struct port *group_member(const struct group *group, uint32_t i);
+/* What lies on a member of a sequence of n_tokens tokens: tokens, in what shape. */
+uint32_t group_local(const struct group *group, uint32_t member, uint32_t n_tokens, struct nkv_kv_shape *shape_out);
+void group_report(const struct group *group, struct nkv_kv_parallel_report *report_out);
 
 /* ---- port.c ---- */
 /* Checks that the device speaks this ABI and, where it tells, that it was opened with this shape. */

@@ -153,10 +153,11 @@ int nkv_context_device(const struct nkv_context *context, uint32_t i, struct nkv
     struct nkv_device_stat stat;
     struct nkv_device_report report = {0};
     const struct port *port;
+    uint32_t n_members = context->group ? group_size(context->group) : 1; /* of the first port */
 
-    if (i >= context->n_ports)
-        FAIL(NKV_EINVAL, "device %u of a context with %u", i, context->n_ports);
-    port = &context->ports[i];
+    if (i >= context->n_ports - 1 + n_members)
+        FAIL(NKV_EINVAL, "device %u of a context with %u", i, context->n_ports - 1 + n_members);
+    port = context->group && i < n_members ? group_member(context->group, i) : &context->ports[i - (n_members - 1)];
     TRY(port_stat(port, &stat));
     for (size_t c = 0; c + 1 < sizeof report.name; c++)
         report.name[c] = port->caps.name[c];
@@ -169,4 +170,11 @@ int nkv_context_device(const struct nkv_context *context, uint32_t i, struct nkv
     report.window_bytes = port->window_bytes;
     *report_out = report;
     return 0;
+}
+
+void nkv_context_kv_parallel(const struct nkv_context *context, struct nkv_kv_parallel_report *report_out)
+{
+    *report_out = (struct nkv_kv_parallel_report){0};
+    if (context->group)
+        group_report(context->group, report_out);
 }

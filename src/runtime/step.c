@@ -148,20 +148,6 @@ int nkv_attend_begin(struct nkv_context *context, uint32_t layer, const struct n
     return 0;
 }
 
-struct partial {
-    float *o, *m, *l;
-};
-
-static struct partial partial_at(const struct nkv_kv_shape *shape, const struct port *port, uint64_t offset,
-                                 uint32_t n_tokens)
-{
-    struct nkv_partial_layout at = nkv_partial_layout(shape, n_tokens);
-    uint8_t *base = port->window + offset;
-
-    return (struct partial){(float *)(void *)(base + at.o), (float *)(void *)(base + at.m),
-                            (float *)(void *)(base + at.l)};
-}
-
 static void merge(const struct nkv_kv_shape *shape, struct partial a, struct partial b)
 {
     nkv_kernels()->merge(shape->n_heads, shape->head_dim, a.o, a.m, a.l, b.o, b.m, b.l);
@@ -171,7 +157,7 @@ static void finish_blocks(const struct nkv_kv_shape *shape, const struct work *w
 {
     for (uint32_t b = 0; b < work->n_blocks; b++) {
         uint32_t n_tokens = block_length(work, b);
-        struct partial p = partial_at(shape, work->seq->home,
+        struct partial p = partial_at(shape, work->seq->home->window,
                                       work->home_base + work->home.partial + b * work->home.partial_stride, n_tokens);
 
         nkv_kernels()->finish((size_t)n_tokens * shape->n_heads, shape->head_dim, p.o, p.l,
@@ -181,8 +167,8 @@ static void finish_blocks(const struct nkv_kv_shape *shape, const struct work *w
 
 static void finish_recall(const struct nkv_kv_shape *shape, const struct port *compute, const struct work *work)
 {
-    struct partial open = partial_at(shape, compute, work->compute_base + work->compute.open_partial, 1);
-    struct partial sum = partial_at(shape, compute, work->compute_base + work->compute.slot_partial, 1);
+    struct partial open = partial_at(shape, compute->window, work->compute_base + work->compute.open_partial, 1);
+    struct partial sum = partial_at(shape, compute->window, work->compute_base + work->compute.slot_partial, 1);
 
     if (work->last[ROLE_ATTEND_SLOTS] < 0)
         sum = open;
@@ -205,8 +191,8 @@ static void deliver(struct nkv_ticket *lane, struct work *work)
         finish_recall(shape, compute, work);
     } else if (work->method != METHOD_APPEND) {
         if (work->last[ROLE_ATTEND_SLOTS] >= 0)
-            merge(shape, partial_at(shape, work->seq->home, work->home_base + work->home.partial, 1),
-                  partial_at(shape, compute, work->compute_base + work->compute.slot_partial, 1));
+            merge(shape, partial_at(shape, work->seq->home->window, work->home_base + work->home.partial, 1),
+                  partial_at(shape, compute->window, work->compute_base + work->compute.slot_partial, 1));
         finish_blocks(shape, work);
     }
     stats_count(lane, work);

@@ -181,6 +181,8 @@ static int run_select(struct run *run)
     struct sim_cost cost;
     int n;
 
+    if (cmd->flags & NKV_CANDIDATES)
+        FAIL(NKV_ENOTSUP, "candidates of a sequence that lies on several devices (cp) are not simulated");
     TRY(sim_seq_check(run->seq, cmd->layer, cmd->pos, cmd->n_tokens));
     n = sim_pick_select(c->pick, cmd, run->seq->ordinal, resident, out, &n_scored);
     TRY(n);

@@ -55,6 +55,31 @@ for more in ([], ['--devices', 2], ['--mode', 'full', '--devices', 3], ['--mode'
 got, _ = run('run', '-p', 'The key is 5. The key is ', '-p', 'His age is 71. Truly: his age is ', '--json', '--devices', 2)
 assert [a['text'] for a in got['answers']] == ['5.', '71.'] and [a['device'] for a in got['answers']] == [0, 1], got['answers']
 
+# Sequences over several devices: the same text, also of several prompts with a common prefix, and equal parts on each.
+one, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', '--json', *sparse)
+for mapping, devices in (('cp', 3), ('tp', 2)):
+    for select in ('layer', 'kv-head'):
+        spread = ['--mode', 'pnm', '--devices', devices, '--kv-parallel', mapping, '--select', select, '--json', *sparse]
+        got, _ = run('run', '-f', text, '-p', 'The pass key is ', *spread)
+        kv = got.pop('kv_parallel')
+        fields(got, SCHEMA)
+        assert got['tokens'] == one['tokens'] and kv['mapping'] == mapping and kv['devices'] == devices, (got['text'], kv)
+        assert kv['messages'] > kv['commands'] > 0 and (kv['select_rounds'] > 0) == (mapping == 'cp' or select == 'layer'), kv
+        used = [d['used_bytes'] for d in got['devices']]
+        assert max(used) < 1.1 * one['devices'][0]['used_bytes'] / devices and min(used) > 0.8 * max(used), used
+got, _ = run('run', '-f', text, *ask, *spread)
+assert [a['text'] for a in got['answers']] == ['31415.', '27.', ''] and got['answers'][0]['device'] is None, got['answers']
+small = ['--device', 'cpu:capacity=20M', '--device', 'cpu:capacity=20M']
+_, err = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, status=2)
+assert 'the largest device has' in err, err
+got, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, '--kv-parallel', 'cp', '--json')
+assert got['text'] == '31415.' and got['kv']['bytes'] + got['kv']['digest_bytes'] > 20 << 20, got['kv']
+for wrong, words in ((['--mode', 'png'], 'mode png'), (['--mode', 'pnm', '--trace', f'{tmp}/t'], '--trace'),
+                     (['--mode', 'pnm', '--session', 's', '--device', 'unix:/x'], '--session'),
+                     (['--mode', 'pnm', '--kv-parallel', 'tp', '--devices', 3], 'KV heads')):
+    done = subprocess.run([NEARKV, 'run', '-p', 'x', '--kv-parallel', 'cp', *map(str, wrong)], capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count('\n') == 1, done
+
 # Streaming prints the same text; standard input is a file.
 done = subprocess.run([NEARKV, 'run', '-f', '-', '-p', ' The pass key is '], input=b'The pass key is 271. And so on.', capture_output=True)
 assert done.returncode == 0 and done.stdout == b'271.\n', done

@@ -66,6 +66,12 @@ static inline void tidy(struct nkv_cmd *cmd, uint64_t *random)
             cmd->arg = pick(random, 8);
         else
             cmd->list_offset = 0;
+        if (!pick(random, 4)) {
+            cmd->flags = (uint16_t)((cmd->flags & (NKV_PER_HEAD | NKV_SCORES)) | NKV_CANDIDATES);
+            cmd->recent = 0;
+            cmd->pos = 8 * pick(random, 8);
+            cmd->list_offset = cmd->arg = 0;
+        }
     }
     if (cmd->op == NKV_OP_ATTEND) {
         cmd->flags = (uint16_t)((pick(random, 2) ? NKV_PER_HEAD : 0) | (pick(random, 2) ? NKV_CAUSAL : 0) |

@@ -207,6 +207,85 @@ static void a_budget_below_what_is_always_chosen_is_refused(void **state)
     rig_close(&rig);
 }
 
+/* Candidates are the best of a range of pages by the scores that an ordinary selection tells, and bring theirs. */
+static void candidates_are_the_best_of_their_range(void **state)
+{
+    enum { LENGTH = 1003, FIRST = 5, END = 120 };
+    uint64_t random = 3;
+    struct model model;
+    struct rig rig;
+
+    (void)state;
+    open_filled(&rig, &model, &small, LENGTH, 2, 0);
+    for (uint32_t per_head = 0; per_head < 2; per_head++)
+        for (uint32_t cap = 1; cap < 200; cap = cap * 3 + 1) {
+            uint16_t flags = (uint16_t)(NKV_SCORES | (per_head ? NKV_PER_HEAD : 0));
+            uint32_t n_units = per_head ? small.n_kv_heads : 1, n = cap < END - FIRST ? cap : END - FIRST;
+            struct nkv_cmd cmd = select_cmd(1, LENGTH - 3, 3, 12, flags);
+            struct nkv_select_layout all = nkv_select_layout(n_units, 12, 0, 126);
+            struct nkv_select_layout best = nkv_select_layout(n_units, cap, 0, cap);
+            float scores[2 * 126];
+
+            random_floats(&random, rig_at(&rig, Q_AT), 3u * small.n_heads * small.head_dim);
+            assert_int_equal(rig_run(&rig, cmd), 12);
+            memcpy(scores, rig_at(&rig, OUT_AT + all.scores), n_units * 126 * sizeof *scores);
+            cmd.flags |= NKV_CANDIDATES;
+            cmd.sink = FIRST;
+            cmd.recent = 0;
+            cmd.pos = END * small.page_tokens;
+            cmd.n_pages = cap;
+            assert_int_equal(rig_run(&rig, cmd), (int)n);
+            for (uint32_t unit = 0; unit < n_units; unit++) {
+                const uint32_t *chosen = list_of(&rig, best.chosen, cap, unit);
+                const float *told = (const float *)rig_at(&rig, OUT_AT + best.scores) + unit * cap;
+                uint32_t n_better = 0;
+
+                assert_int_equal(chosen[0], n);
+                for (uint32_t i = 0; i < n; i++) {
+                    assert_in_range(chosen[1 + i], FIRST, END - 1);
+                    assert_true(told[i] == scores[unit * 126 + chosen[1 + i]] && (i == 0 || told[i] <= told[i - 1]));
+                }
+                for (uint32_t page = FIRST; page < END; page++)
+                    n_better += scores[unit * 126 + page] > told[n - 1];
+                assert_true(n_better < n);
+                assert_true(n == cap || isnan(told[n]));
+            }
+        }
+    model_close(&model);
+    rig_close(&rig);
+}
+
+static void candidates_lie_in_full_pages(void **state)
+{
+    struct model model;
+    struct rig rig;
+    struct nkv_cmd cmd;
+
+    (void)state;
+    open_filled(&rig, &model, &small, 203, 1, 0);
+    cmd = select_cmd(0, 200, 7, 4, NKV_CANDIDATES);
+    cmd.recent = 0;
+    assert_int_equal(rig_run(&rig, cmd), 4);
+    cmd.sink = 25;
+    assert_int_equal(rig_run(&rig, cmd), 0);
+    cmd.sink = 26;
+    assert_int_equal(rig_run(&rig, cmd), NKV_EINVAL);
+    cmd.sink = 0;
+    cmd.pos = 201;
+    assert_int_equal(rig_run(&rig, cmd), NKV_EINVAL);
+    cmd.pos = 208;
+    assert_int_equal(rig_run(&rig, cmd), NKV_EINVAL);
+    cmd.pos = 200;
+    cmd.recent = 1;
+    assert_int_equal(rig_run(&rig, cmd), NKV_EINVAL);
+    cmd.recent = 0;
+    cmd.flags |= NKV_STEADY;
+    cmd.list_offset = LIST_AT;
+    assert_int_equal(rig_run(&rig, cmd), NKV_EINVAL);
+    model_close(&model);
+    rig_close(&rig);
+}
+
 /* The lists of Steady-Select: device and steady part the set; recalled pages are in the set, full and not resident. */
 static void check_steady(struct rig *rig, const struct nkv_cmd *cmd, const uint32_t *resident, uint32_t unit)
 {
@@ -340,6 +419,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scores_and_sets_follow_the_definition),
         cmocka_unit_test(a_budget_below_what_is_always_chosen_is_refused),
+        cmocka_unit_test(candidates_are_the_best_of_their_range),
+        cmocka_unit_test(candidates_lie_in_full_pages),
         cmocka_unit_test(steady_select_runs_on_the_device),
         cmocka_unit_test(same_bits_for_any_number_of_threads),
         cmocka_unit_test(a_selection_within_budget_attends_like_all_pages),

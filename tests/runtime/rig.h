@@ -20,7 +20,7 @@
 #define RIG_PAGE    32u
 #define RIG_ROW     (RIG_HEADS * RIG_DIM)
 #define RIG_KV_ROW  (RIG_KV * RIG_DIM)
-#define RIG_DEVICES 3u
+#define RIG_DEVICES 4u
 
 struct rig {
     struct nkv_kv_shape shape;
@@ -35,6 +35,7 @@ struct rig_options {
     const char *spec, *compute_spec; /* NULL: "cpu" */
     uint64_t capacity_bytes, compute_bytes;
     uint32_t max_batch, max_tokens;
+    enum nkv_kv_parallel kv_parallel;
     void (*plan_log)(void *arg, const char *line);
     void *plan_log_arg;
 };
@@ -71,13 +72,19 @@ static inline int rig_open(struct rig *rig, const struct rig_options *o)
                                           .n_devices = o->n_devices ? o->n_devices : 1,
                                           .max_batch = o->max_batch ? o->max_batch : 4,
                                           .max_tokens = o->max_tokens ? o->max_tokens : 512,
+                                          .kv_parallel = o->kv_parallel,
                                           .plan_log = o->plan_log,
                                           .plan_log_arg = o->plan_log_arg};
     int status = 0;
 
-    *rig = (struct rig){.shape = config.shape, .n_devices = options.n_devices};
+    if (o->kv_parallel == NKV_KV_HEADS) {
+        config.shape.n_heads /= options.n_devices;
+        config.shape.n_kv_heads /= options.n_devices;
+    }
+    *rig = (struct rig){.shape = options.shape, .n_devices = options.n_devices};
     for (uint32_t i = 0; i < options.n_devices && status == 0; i++)
         status = nkv_device_open(o->spec ? o->spec : "cpu", &config, &rig->devices[i]);
+    config.shape = options.shape;
     if (o->compute_bytes)
         config.capacity_bytes = o->compute_bytes;
     if (status == 0)

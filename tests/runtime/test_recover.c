@@ -27,12 +27,15 @@ struct run {
 };
 
 /* Two PNM devices and a compute side; NULL: of this process. */
-static void open_rig(struct rig *rig, const char *home, const char *compute)
+static void open_rig_as(struct rig *rig, const char *home, const char *compute, enum nkv_kv_parallel kv_parallel)
 {
     struct nkv_device_config config = {
         .size = sizeof config, .shape = rig_shape(NKV_F16), .capacity_bytes = CAPACITY, .n_threads = 1};
-    struct nkv_context_options options = {
-        .size = sizeof options, .shape = config.shape, .devices = rig->devices, .n_devices = 2};
+    struct nkv_context_options options = {.size = sizeof options,
+                                          .shape = config.shape,
+                                          .devices = rig->devices,
+                                          .n_devices = 2,
+                                          .kv_parallel = kv_parallel};
     struct nkv_device_caps caps = {.size = sizeof caps};
 
     *rig = (struct rig){.shape = config.shape, .n_devices = 2};
@@ -44,6 +47,11 @@ static void open_rig(struct rig *rig, const char *home, const char *compute)
     assert_int_equal(nkv_device_open(compute ? compute : "cpu", &config, &rig->compute), 0);
     options.compute = rig->compute;
     assert_int_equal(nkv_context_open(&options, &rig->context), 0);
+}
+
+static void open_rig(struct rig *rig, const char *home, const char *compute)
+{
+    open_rig_as(rig, home, compute, NKV_KV_DATA);
 }
 
 /* Sequence i on device i, both fed. */
@@ -177,6 +185,49 @@ static void a_device_that_kept_its_memory_goes_on(void **state)
     for (enum nkv_mode mode = 0; mode < NKV_MODE_COUNT; mode++)
         for (uint32_t before = 0; before < 3; before++)
             goes_on(mode, before);
+}
+
+/* A sequence on two devices ends with either, and goes on when that one is back. */
+static void a_sequence_on_two_devices_goes_on(void **state)
+{
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 400, 160, NKV_SELECT_LAYER);
+    float expected[RIG_LAYERS * RIG_ROW];
+    struct nkv_seq *other;
+    struct run run;
+
+    (void)state;
+    for (uint32_t i = 0; i < 2; i++) {
+        struct rig_seq *s = &run.s[0];
+        struct nkv_seq *seq;
+
+        if (i)
+            server_open_on_file(&run.server, 2 * CAPACITY);
+        open_rig_as(&run.rig, i ? run.server.spec : NULL, NULL, NKV_KV_CONTEXT);
+        assert_int_equal(nkv_seq_open(run.rig.context, &so, &seq), 0);
+        rig_seq_init(s, seq, 1);
+        assert_int_equal(rig_prefill(&run.rig, s, LENGTH, 128), 0);
+        if (i) {
+            server_kill(&run.server);
+            assert_int_equal(rig_decode(&run.rig, s), 0);
+            assert_int_equal(nkv_seq_status(seq), NKV_EDEVICE);
+            assert_non_null(strstr(nkv_seq_error(seq), "device 0 (pnm0)"));
+            assert_int_equal(nkv_seq_open(run.rig.context, &so, &other), NKV_EDEVICE);
+            restart(&run.server);
+            assert_int_equal(nkv_context_recover(run.rig.context, 5000), 1);
+            assert_int_equal(nkv_seq_truncate(seq, LENGTH), 0);
+            s->length = LENGTH;
+        }
+        assert_int_equal(rig_decode(&run.rig, s), 0);
+        assert_int_equal(nkv_seq_status(seq), 0);
+        if (i)
+            assert_memory_equal(s->last, expected, sizeof expected);
+        memcpy(expected, s->last, sizeof expected);
+        nkv_seq_close(seq);
+        rig_seq_free(s);
+        rig_close(&run.rig);
+    }
+    assert_int_equal(server_stat(&run.server).n_sequences, 0);
+    server_close(&run.server);
 }
 
 /* What is closed while the device is away is closed when it is back; what is open stays. */
@@ -368,9 +419,10 @@ static void wrappers_come_back_with_their_device(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_device_that_kept_its_memory_goes_on), cmocka_unit_test(closed_sequences_do_not_come_back),
-        cmocka_unit_test(a_device_that_kept_nothing_says_so),    cmocka_unit_test(a_lost_compute_side_is_filled_again),
-        cmocka_unit_test(the_context_lives_without_it),          cmocka_unit_test(wrappers_come_back_with_their_device),
+        cmocka_unit_test(a_device_that_kept_its_memory_goes_on), cmocka_unit_test(a_sequence_on_two_devices_goes_on),
+        cmocka_unit_test(closed_sequences_do_not_come_back),     cmocka_unit_test(a_device_that_kept_nothing_says_so),
+        cmocka_unit_test(a_lost_compute_side_is_filled_again),   cmocka_unit_test(the_context_lives_without_it),
+        cmocka_unit_test(wrappers_come_back_with_their_device),
     };
 
     if (argc == 4)

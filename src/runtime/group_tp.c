@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Tensor parallel: member m holds the KV heads m * KVH/n .. of every page, and attends with the query heads that share
+ * them, which are consecutive, too. A member is a device of a model with fewer heads.
+ *
+ *   APPEND   each member its columns of k and v
+ *   SELECT   per KV head: each member its own heads' sets, and nothing crosses between them. Per layer: one set needs
+ *            the scores of all heads: each member tells the scores of all pages that compete (the mean over its heads),
+ *            the host adds them in the order of members and ranks the means: a message per member and a sort, which is
+ *            what the paper counts against this mapping
+ *   ATTEND   each member its heads, the list as it is: outputs are put side by side, not merged
+ *
+ * A layer's score is a sum over heads; one device adds them one by one, members add theirs first. Two pages whose means
+ * differ by that rounding alone can change places, nothing else can.
+ */
+#include <string.h>
+
+#include "policy/select.h"
+#include "runtime/group.h"
+
+static uint32_t local_tokens(const struct group *group, uint32_t member, uint32_t n_tokens)
+{
+    (void)group;
+    (void)member;
+    return n_tokens;
+}
+
+static uint32_t local_units(const struct group *group, const struct nkv_cmd *cmd)
+{
+    return cmd->flags & NKV_PER_HEAD ? group->local.n_kv_heads : 1;
+}
+
+/* Columns of a member: of n_rows rows of n_heads heads those of its share of the heads. */
+static void copy_columns(struct group *group, uint32_t member, uint64_t to, const uint8_t *from, uint32_t n_rows,
+                         uint32_t n_heads)
+{
+    uint64_t row = 4u * (uint64_t)n_heads * group->shape.head_dim, part = row / group->n;
+    uint8_t *at = group_at(group, member, to, n_rows * part);
+
+    for (uint32_t i = 0; at && i < n_rows; i++)
+        memcpy(at + i * part, from + i * row + member * part, part);
+}
+
+static uint64_t take_q(struct group *group, uint32_t member, const struct nkv_cmd *cmd)
+{
+    uint64_t at =
+        group_take(group, member, 4u * (uint64_t)cmd->n_tokens * group->local.n_heads * group->local.head_dim);
+
+    copy_columns(group, member, at, group_window(group) + cmd->in_offset, cmd->n_tokens, group->shape.n_heads);
+    return at;
+}
+
+static void plan_append(struct group *group, uint32_t m, struct nkv_cmd *part)
+{
+    const uint8_t *in = group_window(group) + part->in_offset;
+    uint64_t bytes = 4u * (uint64_t)part->n_tokens * group->local.n_kv_heads * group->local.head_dim;
+
+    part->in_offset = group_take(group, m, 2 * bytes);
+    copy_columns(group, m, part->in_offset, in, part->n_tokens, group->shape.n_kv_heads);
+    copy_columns(group, m, part->in_offset + bytes, in + bytes * group->n, part->n_tokens, group->shape.n_kv_heads);
+}
+
+/* Scores that the host asks a member for. */
+static uint32_t n_scores(const struct group *group, const struct nkv_cmd *cmd)
+{
+    return cmd->flags & NKV_PER_HEAD ? 0 : group_rule(group, cmd).n_total;
+}
+
+static void plan_select(struct group *group, uint32_t m, struct nkv_cmd *part)
+{
+    uint32_t n = n_scores(group, part);
+
+    part->in_offset = take_q(group, m, part);
+    part->out_offset = group_take(group, m, nkv_select_layout(local_units(group, part), part->n_pages, 0, n).bytes);
+    part->flags |= n ? NKV_SCORES : 0;
+}
+
+static void plan_attend(struct group *group, uint32_t m, struct nkv_cmd *part)
+{
+    uint64_t stride = nkv_list_stride(part->n_pages), bytes = local_units(group, part) * stride;
+    const uint8_t *lists = group_window(group) + part->list_offset;
+    void *to;
+
+    part->in_offset = take_q(group, m, part);
+    part->out_offset = group_take(group, m, nkv_partial_layout(&group->local, part->n_tokens).bytes);
+    if (part->flags & NKV_ALL_PAGES)
+        return;
+    part->list_offset = group_take(group, m, bytes);
+    to = group_at(group, m, part->list_offset, bytes);
+    if (to)
+        memcpy(to, lists + (part->flags & NKV_PER_HEAD ? m * bytes : 0), bytes);
+}
+
+static int plan(struct group *group, struct group_entry *entry)
+{
+    for (uint32_t m = 0; m < group->n; m++) {
+        struct nkv_cmd part = entry->cmd;
+
+        if (part.op == NKV_OP_APPEND)
+            plan_append(group, m, &part);
+        else if (part.op == NKV_OP_SELECT)
+            plan_select(group, m, &part);
+        else
+            plan_attend(group, m, &part);
+        TRY(group_add(group, entry, m, &part, 0));
+    }
+    return 0;
+}
+
+/* One block of lists of the members into the group's. */
+static void join_lists(struct group *group, const struct group_entry *entry, uint64_t lists, uint64_t local_lists)
+{
+    uint64_t bytes = local_units(group, &entry->cmd) * nkv_list_stride(entry->cmd.n_pages);
+
+    for (uint32_t m = 0; m < group->n; m++)
+        memcpy(group_window(group) + entry->cmd.out_offset + lists + m * bytes,
+               group->members[m].window + group->subs[entry->first_sub + m].cmd.out_offset + local_lists, bytes);
+}
+
+/* The mean of the members' scores; begin: the first page that competes. */
+static void add_scores(struct group *group, const struct group_entry *entry, uint32_t begin, uint32_t end)
+{
+    struct nkv_select_layout at = nkv_select_layout(1, entry->cmd.n_pages, 0, 0);
+
+    memset(group->scores, 0, (end - begin) * sizeof *group->scores);
+    for (uint32_t m = 0; m < group->n; m++) {
+        const uint8_t *out = group->members[m].window + group->subs[entry->first_sub + m].cmd.out_offset;
+        const float *scores = (const float *)(const void *)(out + at.scores);
+
+        for (uint32_t page = begin; page < end; page++)
+            group->scores[page - begin] += scores[page] / (float)group->n;
+    }
+}
+
+static int select_layer(struct group *group, const struct group_entry *entry)
+{
+    const struct nkv_cmd *cmd = &entry->cmd;
+    struct nkv_select_rule rule = group_rule(group, cmd);
+    struct nkv_select_layout at = nkv_select_layout(1, cmd->n_pages, 0, 0);
+    uint32_t *chosen = list_at(group_window(group), cmd->out_offset + at.chosen, 0, cmd->n_pages);
+    uint32_t *device = list_at(group_window(group), cmd->out_offset + at.device, 0, cmd->n_pages);
+    uint32_t begin, end, n;
+
+    TRY(nkv_select_range(&rule, &begin, &end));
+    add_scores(group, entry, begin, end);
+    n = nkv_select_pages(&rule, group->scores, group->ids, chosen + 1);
+    chosen[0] = device[0] = n;
+    memcpy(device + 1, chosen + 1, n * sizeof *chosen);
+    nkv_sort_ids(device + 1, n);
+    group->counts.n_select_rounds += begin < end;
+    return (int)n;
+}
+
+static int finish_select(struct group *group, const struct group_entry *entry)
+{
+    const struct nkv_cmd *cmd = &entry->cmd;
+    struct nkv_select_layout at = nkv_select_layout(group_units(group, cmd), cmd->n_pages, 0, 0);
+    struct nkv_select_layout local = nkv_select_layout(local_units(group, cmd), cmd->n_pages, 0, 0);
+
+    if (!(cmd->flags & NKV_PER_HEAD))
+        return select_layer(group, entry);
+    join_lists(group, entry, at.chosen, local.chosen);
+    join_lists(group, entry, at.device, local.device);
+    return group->subs[entry->first_sub].res;
+}
+
+static int finish_attend(struct group *group, const struct group_entry *entry)
+{
+    const struct nkv_cmd *cmd = &entry->cmd;
+    struct partial out = partial_at(&group->shape, group_window(group), cmd->out_offset, cmd->n_tokens);
+    size_t heads = group->local.n_heads, dim = group->local.head_dim;
+
+    for (uint32_t m = 0; m < group->n; m++) {
+        const struct group_sub *sub = &group->subs[entry->first_sub + m];
+        struct partial part = partial_at(&group->local, group->members[m].window, sub->cmd.out_offset, cmd->n_tokens);
+
+        for (size_t t = 0; t < cmd->n_tokens; t++) {
+            size_t to = t * group->shape.n_heads + m * heads;
+
+            memcpy(out.o + to * dim, part.o + t * heads * dim, heads * dim * sizeof *out.o);
+            memcpy(out.m + to, part.m + t * heads, heads * sizeof *out.m);
+            memcpy(out.l + to, part.l + t * heads, heads * sizeof *out.l);
+        }
+    }
+    return group->subs[entry->first_sub].res;
+}
+
+static int finish(struct group *group, const struct group_entry *entry)
+{
+    if (entry->cmd.op == NKV_OP_SELECT)
+        return finish_select(group, entry);
+    return entry->cmd.op == NKV_OP_ATTEND ? finish_attend(group, entry) : (int)entry->cmd.n_tokens;
+}
+
+const struct group_kind group_tp = {
+    .id = NKV_KV_HEADS, .name = "tp", .local_tokens = local_tokens, .plan = plan, .finish = finish};
