@@ -239,10 +239,11 @@ static inline void world_apply_model(struct world *w, const struct world_op *op)
 }
 
 /* The key of a detached sequence is the store's choice: the model learns it. returns: whether the store has the
- * sequence at all. */
+ * sequence, detached. */
 static inline bool world_learn_key(struct world *w, struct world_seq *seq)
 {
-    return !seq->detached || nkv_store_find_named(w->store, &seq->name, &seq->key) == 0;
+    return !seq->detached ||
+           (nkv_store_find_named(w->store, &seq->name, &seq->key) == 0 && seq->key >> 32 == NKV_OWNER_NONE);
 }
 
 /* What a new process finds: steps that failed are cut off. */
