@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What is checked inside the guest. One line per check, "ok NAME" or "not ok NAME: reason", and at the end
 # "cxl check: N passed, M failed", which the host reads.
-WORK=/work
+WORK=/job
 . /ask.sh
 passed=0
 failed=0
@@ -123,8 +123,8 @@ check_lock() {
 
 # is_answer NAME FILE: the tokens are those of the host's report NAME.
 is_answer() {
-    [ "$(tokens_of "$2")" = "$(tokens_of "/work/$1.json")" ] || { echo "$(tokens_of "$2" | tr '\n' ' ')" "are not the host's" \
-        "$(tokens_of "/work/$1.json" | tr '\n' ' ')"; return 1; }
+    [ "$(tokens_of "$2")" = "$(tokens_of "/job/$1.json")" ] || { echo "$(tokens_of "$2" | tr '\n' ' ')" "are not the host's" \
+        "$(tokens_of "/job/$1.json" | tr '\n' ' ')"; return 1; }
 }
 
 # Each device has a sequence.

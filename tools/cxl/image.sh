@@ -11,7 +11,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 
 programs=("$nearkv" "$(command -v cxl)" "$(command -v ndctl)")
-mkdir -p "$root"/{bin,lib,lib64,work} "$root/lib/modules/$version/kernel/drivers"
+mkdir -p "$root"/{bin,lib,lib64,job} "$root/lib/modules/$version/kernel/drivers"
 cp "$(command -v busybox)" "${programs[@]}" "$root/bin"
 gcc -std=c17 -O2 -Wall -Wextra -Werror "$here/pattern.c" -o "$root/bin/pattern"
 
@@ -25,7 +25,7 @@ done
 cp "$modules"/modules.{builtin,order} "$root/lib/modules/$version"
 busybox depmod -b "$root" "$version"
 
-cp "$work"/* "$root/work"
+cp "$work"/* "$root/job"
 cp "$here"/{ask,guest}.sh "$root"
 cp "$here/init.sh" "$root/init"
 chmod +x "$root/init"
