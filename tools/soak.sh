@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 tools/setup.sh check
 cmake --preset release >/dev/null
-cmake --build build/release -j "$(nproc)" --target runtime_crash kv_image
+cmake --build build/release -j "$(nproc)" --target runtime_crash kv_image kv_image_crash
 export NKV_SOAK_TORN=${TORN:-500} NKV_SOAK_KILLS=${KILLS:-1000} NKV_SOAK_OPS=${OPS:-100000} NKV_SOAK_SEED=${SEED:-1}
 build/release/runtime_crash
 build/release/kv_image
+build/release/kv_image_crash

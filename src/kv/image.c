@@ -35,7 +35,7 @@ static uint64_t up(uint64_t bytes, uint64_t align)
     return (bytes + align - 1) / align * align;
 }
 
-uint64_t nkv_image_super_sum(const struct image_super *super)
+static uint64_t super_sum(const struct image_super *super)
 {
     return XXH3_64bits(super, offsetof(struct image_super, sum));
 }
@@ -94,7 +94,7 @@ int nkv_image_layout(const struct nkv_kv_shape *shape, uint64_t image_bytes, str
              (unsigned long long)image_bytes, size.page_bytes, (unsigned long long)layout_of(shape, 1).image_bytes);
     super = layout_of(shape, least);
     super.image_bytes = image_bytes;
-    super.sum = nkv_image_super_sum(&super);
+    super.sum = super_sum(&super);
     *super_out = super;
     return 0;
 }
@@ -122,7 +122,7 @@ int nkv_image_read_super(const struct nkv_region *memory, const char *path, stru
     if (super.version != NKV_IMAGE_VERSION)
         FAIL(NKV_ENOTSUP, "%s is an image of version %u, this nearkv has version %u; nothing was changed", path,
              super.version, NKV_IMAGE_VERSION);
-    if (super.sum != nkv_image_super_sum(&super))
+    if (super.sum != super_sum(&super))
         FAIL(NKV_EFORMAT, "%s: the superblock is damaged (its checksum differs); nothing was changed", path);
     if (super.image_bytes > memory->bytes)
         FAIL(NKV_EFORMAT, "%s has %zu bytes, but its superblock says %llu: it was cut off; nothing was changed", path,

@@ -116,7 +116,6 @@ struct nkv_image {
 
 /* Where things lie in an image of so many bytes. returns: 0, NKV_EINVAL: it has no room for a page. */
 int nkv_image_layout(const struct nkv_kv_shape *shape, uint64_t image_bytes, struct image_super *super_out);
-uint64_t nkv_image_super_sum(const struct image_super *super);
 /* Reads and checks the superblock of a mapping. returns: 0; 1: all zero, nothing was ever stored; NKV_EFORMAT,
  * NKV_ENOTSUP. */
 int nkv_image_read_super(const struct nkv_region *memory, const char *path, struct image_super *super_out);

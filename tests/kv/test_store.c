@@ -14,23 +14,10 @@
 
 #include "base/mem.h"
 #include "kernels/kernels.h"
+#include "kv/rows.h"
 #include "kv/store.h"
 
 #define MAX_SEQS 12u
-
-static uint64_t next_random(uint64_t *state)
-{
-    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static uint32_t below(uint64_t *state, uint32_t n)
-{
-    return (uint32_t)(next_random(state) % n);
-}
 
 static const struct nkv_kv_shape small = {
     .n_layers = 3, .n_heads = 4, .n_kv_heads = 2, .head_dim = 8, .page_tokens = 2, .dtype = NKV_F32};
@@ -51,22 +38,9 @@ struct world {
     uint32_t next_number, n_no_space;
 };
 
-static float cell(uint32_t number, uint32_t head, uint32_t d, bool is_v)
-{
-    return (float)(number % 4096) + (float)head / 16 + (float)d / 256 + (is_v ? 0.5f : 0);
-}
-
 static uint32_t *number_at(const struct model_seq *seq, uint32_t layer, uint32_t token)
 {
     return &seq->numbers[(size_t)layer * seq->max_tokens + token];
-}
-
-static void fill_rows(const struct world *world, uint32_t number, uint32_t head, float *k, float *v)
-{
-    for (uint32_t d = 0; d < world->shape.head_dim; d++) {
-        k[d] = cell(number, head, d, false);
-        v[d] = cell(number, head, d, true);
-    }
 }
 
 static void append(struct world *world, struct model_seq *seq, uint32_t layer, uint32_t n)
@@ -79,7 +53,7 @@ static void append(struct world *world, struct model_seq *seq, uint32_t layer, u
         *number_at(seq, layer, pos + i) = world->next_number++;
     for (uint32_t head = 0; head < world->shape.n_kv_heads; head++) {
         for (uint32_t i = 0; i < n; i++)
-            fill_rows(world, *number_at(seq, layer, pos + i), head, k + i * dim, v + i * dim);
+            fill_rows(*number_at(seq, layer, pos + i), head, world->shape.head_dim, k + i * dim, v + i * dim);
         nkv_store_put(world->store, in_store, layer, head, pos, n, k, v, dim);
     }
     nkv_store_extend(world->store, in_store, layer, n, true);
@@ -116,7 +90,8 @@ static void check_page(const struct world *world, const struct model_seq *seq, c
     float want_k[64], want_v[64];
 
     for (uint32_t t = 0; t < n; t++) {
-        fill_rows(world, *number_at(seq, layer, page * world->shape.page_tokens + t), head, want_k, want_v);
+        fill_rows(*number_at(seq, layer, page * world->shape.page_tokens + t), head, world->shape.head_dim, want_k,
+                  want_v);
         assert_memory_equal(k + t * dim, want_k, dim * sizeof *k);
         assert_memory_equal(v + t * dim, want_v, dim * sizeof *v);
     }
