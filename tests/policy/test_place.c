@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Placement and migration: what a step is predicted to cost, the least loaded device with room, moves that are worth
- * their bytes, and a run of arrivals and departures of very unequal lengths that keeps four devices about equally busy.
+ * Placement and migration: what a step is predicted to cost, the least loaded device with room, when a sequence is
+ * spread over all, moves that are worth their bytes, and a run of arrivals and departures of very unequal lengths that
+ * keeps four devices about equally busy.
  */
 #include <stdarg.h>
 #include <stddef.h>
@@ -61,6 +62,79 @@ static void test_step_bytes(void **state)
     assert_int_equal(nkv_step_bytes(&w), full);
     w = work_of(NKV_MODE_PNM, 64); /* less than the budget */
     assert_int_equal(nkv_step_bytes(&w) - fixed, 32ull * (64 * 4096 + 2 * 4096));
+}
+
+static void test_spread_bytes(void **state)
+{
+    struct nkv_step_work w = work_of(NKV_MODE_FULL, 0);
+    uint64_t fixed = nkv_step_bytes(&w);
+
+    (void)state;
+    assert_int_equal(nkv_spread_bytes(&w, 1), fixed);
+    assert_int_equal(nkv_spread_bytes(&w, 4), 4 * fixed);
+    w = work_of(NKV_MODE_FULL, 131072);
+    assert_int_equal(nkv_spread_bytes(&w, 1), nkv_step_bytes(&w));
+    assert_int_equal(nkv_spread_bytes(&w, 4) - 4 * fixed, 32ull * 131072 / 4 * 4096);
+    assert_int_equal(nkv_spread_bytes(&w, 3) - 3 * fixed, 32ull * 1366 * 32 * 4096); /* whole pages */
+    w.mode = NKV_MODE_PNM;
+    assert_int_equal(nkv_spread_bytes(&w, 4) - 4 * fixed, 32ull * (512 * 4096 + 1024 * 4096));
+}
+
+static void test_spread(void **state)
+{
+    const uint64_t bytes[] = {10, 30, 20}, none[] = {0, 0, 0}, full[] = {10, 0, 30};
+    const struct nkv_share whole = {20, 90}, larger = {31, 90}, part = {10, 40}, cheaper = {10, 20}, thick = {11, 20};
+    uint64_t loads[] = {7, 9, 8};
+
+    (void)state;
+    /* Whole: on 2, 98. Spread: 9 + 40, a half of it; 9 + 20. */
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &part), 3);
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &cheaper), 3);
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &thick), 2); /* no room on 0 */
+    assert_int_equal(nkv_place_or_spread(loads, full, 3, &whole, &part), 2);
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &larger, &part), 3); /* no room anywhere else */
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &larger, &thick), NKV_ENOSPC);
+    assert_int_equal(nkv_place_or_spread(loads, full, 3, &larger, &part), NKV_ENOSPC);
+    assert_int_equal(nkv_place_or_spread(loads, none, 3, &whole, &part), NKV_ENOSPC);
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 0, &whole, &part), NKV_ENOSPC);
+    /* A quarter off the busiest device's step, and no more, is not enough. */
+    loads[0] = loads[1] = loads[2] = 110; /* 200 whole, 150 or 130 spread */
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &part), 1);
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &cheaper), 3);
+    /* Beside one that is busier than all will be, nothing gains by it. */
+    loads[1] = 300;
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &cheaper), 2);
+}
+
+/* Of equal sequences that come one by one, how many are spread before one stays whole. */
+static uint32_t n_spread(enum nkv_mode mode, uint32_t n_tokens, uint32_t n_devices)
+{
+    uint64_t loads[16] = {0}, bytes[16];
+    struct nkv_step_work w = work_of(mode, n_tokens);
+    struct nkv_share whole = {1, nkv_step_bytes(&w)}, part = {1, nkv_spread_bytes(&w, n_devices)};
+    uint32_t n = 0;
+
+    for (uint32_t d = 0; d < n_devices; d++)
+        bytes[d] = 1;
+    while (n < 100 && nkv_place_or_spread(loads, bytes, n_devices, &whole, &part) == (int)n_devices) {
+        for (uint32_t d = 0; d < n_devices; d++)
+            loads[d] += part.load;
+        n++;
+    }
+    return n;
+}
+
+/* Fewer long sequences than devices are spread; short ones never are, nor many. */
+static void test_spread_by_number(void **state)
+{
+    (void)state;
+    for (uint32_t n = 2; n <= 16; n *= 2) {
+        assert_in_range(n_spread(NKV_MODE_FULL, 1u << 20, n), n / 2, 3 * n);
+        assert_in_range(n_spread(NKV_MODE_PNM, 1u << 20, n), n / 2, 3 * n);
+        assert_int_equal(n_spread(NKV_MODE_FULL, 32, n), 0);
+        assert_int_equal(n_spread(NKV_MODE_PNM, 32, n), 0);
+    }
+    assert_int_equal(n_spread(NKV_MODE_FULL, 1u << 20, 1), 0);
 }
 
 static void test_moves(void **state)
@@ -214,9 +288,8 @@ static void test_a_run(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_place),
-        cmocka_unit_test(test_step_bytes),
-        cmocka_unit_test(test_moves),
+        cmocka_unit_test(test_place),  cmocka_unit_test(test_step_bytes),       cmocka_unit_test(test_spread_bytes),
+        cmocka_unit_test(test_spread), cmocka_unit_test(test_spread_by_number), cmocka_unit_test(test_moves),
         cmocka_unit_test(test_a_run),
     };
 
