@@ -227,7 +227,7 @@ static int map_members(struct group *group, uint64_t bytes)
 }
 
 /* Waits for what is in flight on members that still answer. */
-static void drain_members(struct group *group)
+void group_drain(struct group *group)
 {
     for (uint32_t m = 0; m < group->n; m++) {
         struct port *member = &group->members[m];
@@ -241,7 +241,7 @@ static void drain_members(struct group *group)
 
 static void discard(struct group *group)
 {
-    drain_members(group);
+    group_drain(group);
     group->n_taken = group->n_begun = group->n_given = 0;
     group->n_running = group->n_subs = 0;
     memset(group->used, 0, group->n * sizeof *group->used);
@@ -490,7 +490,7 @@ void group_close(struct group *group)
     if (!group)
         return;
     if (group->members)
-        drain_members(group);
+        group_drain(group);
     if (group->window.base)
         nkv_region_close(&group->window);
     nkv_free(group->members);
@@ -563,6 +563,11 @@ uint32_t group_size(const struct group *group)
 const struct port *group_member(const struct group *group, uint32_t i)
 {
     return &group->members[i];
+}
+
+uint8_t **group_member_window(struct group *group, uint32_t i)
+{
+    return &group->members[i].window;
 }
 
 void group_report(const struct group *group, struct nkv_kv_parallel_report *report_out)

@@ -72,15 +72,21 @@ static int check_shape(const struct port *port, const struct nkv_kv_shape *shape
     return 0;
 }
 
-int port_open(struct port *port, struct nkv_device *device, uint32_t index, const struct nkv_kv_shape *shape)
+int port_check_device(const struct nkv_device *device, uint32_t index)
 {
-    struct nkv_device_caps caps = {.size = sizeof caps};
-
     if (!device)
         FAIL(NKV_EINVAL, "device %u is NULL", index);
     if (device->ops->abi != NKV_DEVICE_ABI)
         FAIL(NKV_ENOTSUP, "device %u (%s) speaks ABI %u, this library %u: rebuild the backend", index,
              device->ops->backend, device->ops->abi, NKV_DEVICE_ABI);
+    return 0;
+}
+
+int port_open(struct port *port, struct nkv_device *device, uint32_t index, const struct nkv_kv_shape *shape)
+{
+    struct nkv_device_caps caps = {.size = sizeof caps};
+
+    TRY(port_check_device(device, index));
     TRY(device->ops->caps(device, &caps));
     caps.name[sizeof caps.name - 1] = '\0';
     *port = (struct port){.device = device, .caps = caps, .index = index, .control_done = true};

@@ -12,6 +12,7 @@
 #include "runtime/runtime.h"
 
 #include "base/clock.h"
+#include "runtime/share.h"
 
 #define RETRY_MS 20u
 
@@ -58,21 +59,41 @@ static int recover_port(struct nkv_context *context, struct port *port)
     return close_orphans(context, port);
 }
 
+/* A device is lost for its own sequences and for those that lie on all, whoever of them noticed: both come back. */
+static void lose_shared(struct nkv_context *context)
+{
+    for (uint32_t i = 0; context->shares && i < context->options.n_devices; i++) {
+        int status = share_check(context->options.devices[i]);
+
+        if (status < 0 && context->ports[i].status == 0)
+            port_fail(context, &context->ports[i], status, nkv_last_error());
+        if (status < 0 && context->group_port->status == 0)
+            port_fail(context, context->group_port, status, nkv_last_error());
+    }
+}
+
+/* The group of a context that has each of its devices, too, is none more. */
+static bool is_device(const struct nkv_context *context, const struct port *port)
+{
+    return !context->shares || port != context->group_port;
+}
+
 /* Tries each lost device once. returns: how many are still lost; another failure than that. */
 static int try_all(struct nkv_context *context, uint32_t *n_recovered)
 {
     int n_lost = 0;
 
     for (uint32_t i = 0; i < context->n_ports; i++) {
+        struct port *port = &context->ports[i];
         int status;
 
-        if (context->ports[i].status != NKV_EDEVICE)
+        if (port->status != NKV_EDEVICE)
             continue;
-        status = recover_port(context, &context->ports[i]);
+        status = recover_port(context, port);
         if (status < 0 && status != NKV_EDEVICE)
             return status;
         n_lost += status < 0;
-        *n_recovered += status >= 0;
+        *n_recovered += status >= 0 && is_device(context, port);
     }
     return n_lost;
 }
@@ -86,6 +107,7 @@ int nkv_context_recover(struct nkv_context *context, uint64_t timeout_ms)
     if (context_open_tickets(context))
         FAIL(NKV_ESTATE, "devices cannot be recovered while a ticket is in flight: end it first");
     context_drain(context, NULL, ANY_LAYER);
+    lose_shared(context);
     while ((n_lost = try_all(context, &n_recovered)) > 0) {
         if ((nkv_now_ns() - begin_ns) / 1000000u >= timeout_ms)
             return NKV_EDEVICE; /* the message is that of the last attempt */
