@@ -16,6 +16,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "runtime/share.h"
+
 const char *op_name(uint8_t op)
 {
     static const char *const names[NKV_OP_COUNT] = {"?",       "open",    "close",  "fork", "truncate",
@@ -119,6 +121,19 @@ int port_map(struct port *port, uint64_t lane_bytes, uint64_t control_bytes)
     return 0;
 }
 
+/* A device is lost for its own sequences and for those that lie on all, whoever of them noticed. */
+static void fail_shared(struct nkv_context *context)
+{
+    for (uint32_t i = 0; context->shares && i < context->options.n_devices; i++) {
+        int status = share_check(context->options.devices[i]);
+
+        if (status < 0 && context->ports[i].status == 0)
+            port_fail(context, &context->ports[i], status, nkv_last_error());
+        if (status < 0 && context->group_port->status == 0)
+            port_fail(context, context->group_port, status, nkv_last_error());
+    }
+}
+
 void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason)
 {
     snprintf(port->error, sizeof port->error, "device %u (%s) is out of order: %s%s%s", port->index, port->caps.name,
@@ -129,6 +144,7 @@ void port_fail(struct nkv_context *context, struct port *port, int status, const
     port->control_done = true;
     port->control_res = status;
     port_abandon(context, port);
+    fail_shared(context);
 }
 
 int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape)

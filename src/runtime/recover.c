@@ -12,7 +12,6 @@
 #include "runtime/runtime.h"
 
 #include "base/clock.h"
-#include "runtime/share.h"
 
 #define RETRY_MS 20u
 
@@ -59,19 +58,6 @@ static int recover_port(struct nkv_context *context, struct port *port)
     return close_orphans(context, port);
 }
 
-/* A device is lost for its own sequences and for those that lie on all, whoever of them noticed: both come back. */
-static void lose_shared(struct nkv_context *context)
-{
-    for (uint32_t i = 0; context->shares && i < context->options.n_devices; i++) {
-        int status = share_check(context->options.devices[i]);
-
-        if (status < 0 && context->ports[i].status == 0)
-            port_fail(context, &context->ports[i], status, nkv_last_error());
-        if (status < 0 && context->group_port->status == 0)
-            port_fail(context, context->group_port, status, nkv_last_error());
-    }
-}
-
 /* The group of a context that has each of its devices, too, is none more. */
 static bool is_device(const struct nkv_context *context, const struct port *port)
 {
@@ -107,7 +93,6 @@ int nkv_context_recover(struct nkv_context *context, uint64_t timeout_ms)
     if (context_open_tickets(context))
         FAIL(NKV_ESTATE, "devices cannot be recovered while a ticket is in flight: end it first");
     context_drain(context, NULL, ANY_LAYER);
-    lose_shared(context);
     while ((n_lost = try_all(context, &n_recovered)) > 0) {
         if ((nkv_now_ns() - begin_ns) / 1000000u >= timeout_ms)
             return NKV_EDEVICE; /* the message is that of the last attempt */
