@@ -40,9 +40,9 @@ struct serve {
     struct serve_options opt;
     struct session session;
     struct nkv_engine *engine;
-    struct serve_request *requests; /* [n_requests], by arrival */
-    struct serve_device devices[SESSION_MAX_DEVICES];
-    int32_t *prompt; /* [the longest] */
+    struct serve_request *requests;                           /* [n_requests], by arrival */
+    struct serve_device devices[SESSION_MAX_DEVICES], spread; /* spread: what lies on all of them; busy_ns: 0 */
+    int32_t *prompt;                                          /* [the longest] */
     uint32_t longest, n_submitted, n_ended, n_failed;
     uint64_t start_ns, end_ns;
     char error[256]; /* of the first that failed */

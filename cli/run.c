@@ -22,7 +22,6 @@ enum {
     OPTION_SEED,
     OPTION_TP,
     OPTION_PNM_RANKS,
-    OPTION_KV_PARALLEL,
     OPTION_SESSION,
     OPTION_CONTINUE,
     OPTION_MEMORY,
@@ -88,10 +87,6 @@ static int own_option(struct run_options *o, int option, const char *arg)
         return parallel_option("--tp", arg, &o->parallel.n_tp);
     case OPTION_PNM_RANKS:
         return parallel_option("--pnm-ranks", arg, &o->parallel.n_pnm);
-    case OPTION_KV_PARALLEL:
-        return nkv_kv_parallel_parse(arg, &o->session.kv_parallel) < 0
-                   ? cli_usage("--kv-parallel: %s", nkv_last_error())
-                   : CLI_OK;
     case OPTION_SESSION:
         o->session_name = arg;
         return CLI_OK;
@@ -125,7 +120,7 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"seed", required_argument, NULL, OPTION_SEED},
         {"tp", required_argument, NULL, OPTION_TP},
         {"pnm-ranks", required_argument, NULL, OPTION_PNM_RANKS},
-        {"kv-parallel", required_argument, NULL, OPTION_KV_PARALLEL},
+        {"kv-parallel", required_argument, NULL, SESSION_KV_PARALLEL},
         {"session", required_argument, NULL, OPTION_SESSION},
         {"memory", required_argument, NULL, OPTION_MEMORY},
         {"continue", no_argument, NULL, OPTION_CONTINUE},

@@ -42,8 +42,7 @@ static struct nkv_kv_shape device_shape(const struct session *session)
     return shape;
 }
 
-/* Windows beside those of the devices: of what makes one device of all, and of its part of each. */
-static uint32_t more_windows(const struct session_options *o)
+uint32_t session_more_windows(const struct session_options *o)
 {
     enum nkv_kv_parallel kv_parallel = session_kv_parallel(o);
 
@@ -147,7 +146,7 @@ int session_work_bytes(const struct session *session, uint32_t max_batch, uint64
         .budget_tokens = session->options.seq.budget_tokens,
         .chunk_tokens = CHUNK_TOKENS,
         .n_devices = session_device_count(&session->options),
-        .n_more_windows = more_windows(&session->options),
+        .n_more_windows = session_more_windows(&session->options),
         .n_threads = session->options.n_threads,
     };
 

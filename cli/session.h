@@ -47,7 +47,8 @@ enum {
     SESSION_PREFILL_BUDGET,
     SESSION_THREADS,
     SESSION_TRACE,
-    SESSION_END, /* a subcommand's own options start here */
+    SESSION_KV_PARALLEL, /* of those subcommands that list it beside SESSION_LONG_OPTIONS */
+    SESSION_END,         /* a subcommand's own options start here */
 };
 
 #define SESSION_LONG_OPTIONS                                                                                           \
@@ -76,6 +77,8 @@ int session_check(const struct session_options *options);
 uint32_t session_device_count(const struct session_options *options);
 /* How sequences lie on them: auto is dp where nothing can be spread. */
 enum nkv_kv_parallel session_kv_parallel(const struct session_options *options);
+/* Windows beside those of the devices: of what makes one device of all, and of its part of each. */
+uint32_t session_more_windows(const struct session_options *options);
 /* Places that a sequence can have: devices, or one that is all of them. */
 uint32_t session_home_count(const struct session_options *options);
 

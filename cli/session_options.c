@@ -103,6 +103,8 @@ int session_option(struct session_options *o, int option, const char *arg)
         return cli_u32("--prefill-budget", arg, 1, MAX_TOKENS, &o->seq.prefill_budget_tokens);
     case SESSION_THREADS:
         return cli_u32("--threads", arg, 1, 1024, &o->n_threads);
+    case SESSION_KV_PARALLEL:
+        return named("--kv-parallel", nkv_kv_parallel_parse(arg, &o->kv_parallel));
     case SESSION_TRACE:
         o->trace = arg;
         return CLI_OK;

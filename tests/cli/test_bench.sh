@@ -52,6 +52,16 @@ for model in ('-m', 'needle'), ('--shape', 'needle-256'):
         assert n == 9 * 99 if lengths == 'fixed:100' else 9 * 9 <= n <= 9 * 2047
         assert prompts.setdefault(lengths, n) == n, 'the load depends on the seed alone'
 
+# What lies on all devices is counted once, beside what lies on each.
+for mapping in 'auto', 'cp':
+    out, _ = run('bench', 'serve', '--mode', 'pnm', '--lengths', 'uniform:20-2000', '--requests', 6, '--outputs', 3, '--batch', 2, '--devices', 2,
+                 '--threads', 1, '--kv-parallel', mapping, '--json')
+    kv = out.pop('kv_parallel')
+    fields(out, want)
+    assert kv['mapping'] == mapping and kv['sequences'] > 0 and out['failed'] == 0, (kv, out)
+    assert kv['sequences'] + sum(d['sequences'] for d in out['devices']) == 6, (kv, out)
+    assert kv['output_tokens'] + sum(d['output_tokens'] for d in out['devices']) == 6 * 3, (kv, out)
+
 for flags, message in ((('--arrivals', 'often'), 'poisson:R'), (('--arrivals', 'poisson:0'), 'poisson:'),
                        (('--lengths', 'fixed:0'), 'fixed:'), (('--lengths', 'uniform:9-3'), 'A-B'),
                        (('--lengths', 'normal:3'), 'loguniform:A-B'), (('--outputs', 1), '--outputs'),
