@@ -84,8 +84,8 @@ assert 'over 2 devices (cp)' in err, err
 # spread, and several prompts go where what they have in common lies.
 short = ['-p', 'The key is 5. The key is ']
 long = open(text).read() + 'The pass key is '
-alone = [run('run', *ask, '--mode', 'pnm', *sparse, '--json')[0]['tokens'] for ask in (short, ['-p', long])]
-got, _ = run('run', *short, '-p', long, *short, '--mode', 'pnm', *sparse, '--devices', 2, '--kv-parallel', 'auto', '--json')
+alone = [run('run', *ask, '--mode', 'pnm', *sparse[:4], '--json')[0]['tokens'] for ask in (short, ['-p', long])]
+got, _ = run('run', *short, '-p', long, *short, '--mode', 'pnm', *sparse[:4], '--devices', 2, '--kv-parallel', 'auto', '--json')
 assert [a['tokens'] for a in got['answers']] == [alone[0], alone[1], alone[0]], got['answers']
 assert [a['device'] for a in got['answers']] == [0, None, 1] and got['kv_parallel']['sequences'] == 1, got
 assert all(0 < d['used_bytes'] <= d['capacity_bytes'] for d in got['devices']), got['devices']
