@@ -389,7 +389,8 @@ struct nkv_device_report {
     uint32_t n_sequences, n_free_pages, n_total_pages;
     uint64_t window_bytes; /* of its I/O window: memory on top of the capacity, committed as it is used */
 };
-/* What sharing sequences between devices took so far; all 0 with NKV_KV_DATA. */
+/* What sharing sequences between devices took so far; all 0 with NKV_KV_DATA, which AUTO is where nothing can be
+ * spread. */
 struct nkv_kv_parallel_report {
     enum nkv_kv_parallel kv_parallel;
     uint32_t n_devices;

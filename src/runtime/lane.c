@@ -79,6 +79,12 @@ void lane_advance(struct nkv_ticket *lane)
     flush_ports(lane->context);
 }
 
+/* Of works that have come as far, those on all devices have commands that the host has still to hand out. */
+static bool is_before(const struct work *a, const struct work *b)
+{
+    return a->stage < b->stage || (a->stage == b->stage && seq_is_spread(a->seq) && !seq_is_spread(b->seq));
+}
+
 /* The work to wait for: first those whose SELECT or READ lets other devices start. */
 static const struct work *first_unready(const struct nkv_ticket *lane, bool all)
 {
@@ -87,7 +93,7 @@ static const struct work *first_unready(const struct nkv_ticket *lane, bool all)
     for (uint32_t i = 0; i < lane->n_works; i++) {
         const struct work *work = &lane->works[i];
 
-        if (!work_ready(work, all) && (!first || work->stage < first->stage))
+        if (!work_ready(work, all) && (!first || is_before(work, first)))
             first = work;
     }
     return first;

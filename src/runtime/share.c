@@ -16,7 +16,6 @@
  */
 #include "runtime/share.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -98,23 +97,28 @@ static void reset_queue(struct share *share)
 
 /* ---- Down ---- */
 
-/* The offsets that the op names. */
+/* Which offsets an op names; lists: unless a flag says that there is none. */
+static const struct {
+    bool in, out, lists;
+} operands[NKV_OP_COUNT] = {
+    [NKV_OP_APPEND] = {.in = true},
+    [NKV_OP_SELECT] = {.in = true, .out = true},
+    [NKV_OP_ATTEND] = {.in = true, .out = true, .lists = true},
+    [NKV_OP_READ] = {.out = true, .lists = true},
+    [NKV_OP_WRITE] = {.in = true, .lists = true},
+    [NKV_OP_SEQ_PUBLISH] = {.in = true},
+    [NKV_OP_SEQ_LIST] = {.in = true, .out = true},
+};
+
 static void move_operands(struct nkv_cmd *cmd, uint64_t by)
 {
-    bool lists = !(cmd->flags & (NKV_ALL_PAGES | NKV_DIGEST | NKV_TOKENS));
-    bool writes =
-        cmd->op == NKV_OP_SELECT || cmd->op == NKV_OP_ATTEND || cmd->op == NKV_OP_READ || cmd->op == NKV_OP_SEQ_LIST;
-    bool opens = cmd->op == NKV_OP_SEQ_OPEN || cmd->op == NKV_OP_SEQ_FORK;
+    bool no_lists = cmd->flags & (NKV_ALL_PAGES | NKV_DIGEST | NKV_TOKENS);
 
-    if (cmd->op == NKV_OP_SEQ_CLOSE || cmd->op == NKV_OP_SEQ_TRUNCATE || cmd->op == NKV_OP_COMPUTE)
-        return;
-    if (cmd->op != NKV_OP_READ && (!opens || cmd->flags & NKV_NAMED))
+    if (operands[cmd->op].in || (cmd->flags & NKV_NAMED && cmd->op != NKV_OP_SEQ_CLOSE))
         cmd->in_offset += by;
-    if (writes)
+    if (operands[cmd->op].out)
         cmd->out_offset += by;
-    if (cmd->op == NKV_OP_SELECT
-            ? cmd->flags & NKV_STEADY
-            : lists && (cmd->op == NKV_OP_ATTEND || cmd->op == NKV_OP_READ || cmd->op == NKV_OP_WRITE))
+    if ((operands[cmd->op].lists && !no_lists) || cmd->flags & NKV_STEADY)
         cmd->list_offset += by;
 }
 

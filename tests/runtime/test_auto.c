@@ -226,6 +226,34 @@ static void test_choice(void **state)
     rig_close(&rig);
 }
 
+/* A session stays whole, and is found again, whatever else lies on its device. */
+static void test_session(void **state)
+{
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_FULL, 4000, 256, NKV_SELECT_LAYER);
+    struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_AUTO};
+    int32_t ids[40] = {0};
+    struct nkv_session_options session = {.size = sizeof session, .n_tokens = 40, .tokens = ids, .name = "s"};
+    struct nkv_session_result result;
+    struct nkv_seq *spread, *seq;
+    struct rig rig;
+
+    (void)state;
+    assert_int_equal(rig_open(&rig, &options), 0);
+    assert_int_equal(nkv_seq_open(rig.context, &so, &spread), 0);
+    assert_int_equal(nkv_seq_device(spread), NKV_ALL_DEVICES);
+    for (uint32_t i = 0; i < 2; i++) {
+        if (nkv_session_open(rig.context, &so, &session, &seq, &result) < 0)
+            fail_msg("%s", nkv_last_error());
+        assert_int_equal(result.how, i ? NKV_SESSION_RESUMED : NKV_SESSION_NEW);
+        assert_int_equal(nkv_seq_device(seq), 0);
+        nkv_seq_close(seq);
+    }
+    assert_int_equal(nkv_session_remove(rig.context, "s"), 0);
+    nkv_seq_close(spread);
+    assert_true(rig_empty(&rig));
+    rig_close(&rig);
+}
+
 /* One device, or scores that are recorded: nothing is ever spread. */
 static void test_dp_only(void **state)
 {
@@ -505,10 +533,15 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bits),     cmocka_unit_test(test_choice),
-        cmocka_unit_test(test_dp_only),       cmocka_unit_test(test_larger_than_a_device),
-        cmocka_unit_test(test_full_queue),    cmocka_unit_test(test_windows_grow),
-        cmocka_unit_test(test_command_fails), cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_session),
+        cmocka_unit_test(test_dp_only),
+        cmocka_unit_test(test_larger_than_a_device),
+        cmocka_unit_test(test_full_queue),
+        cmocka_unit_test(test_windows_grow),
+        cmocka_unit_test(test_command_fails),
+        cmocka_unit_test(test_no_memory),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
