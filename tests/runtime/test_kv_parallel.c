@@ -18,7 +18,7 @@
 #define N_TOKENS 900u
 #define ROUNDING 1e-5f /* outputs are below 1, merged from at most 4 partials of f32 */
 
-/* The "set" lines of the plan log, and every output. */
+/* The "set" lines of the plan log, with what is resident after each decode step, and every output. */
 struct record {
     char *sets;
     size_t n, room;
@@ -26,13 +26,10 @@ struct record {
     size_t n_outputs;
 };
 
-static void note_set(void *arg, const char *line)
+static void note(struct record *record, const char *line)
 {
-    struct record *record = arg;
     size_t n = strlen(line);
 
-    if (strncmp(line, "set ", 4) != 0)
-        return;
     if (record->n + n + 2 > record->room) {
         record->room = 2 * (record->n + n + 2);
         record->sets = realloc(record->sets, record->room);
@@ -42,6 +39,29 @@ static void note_set(void *arg, const char *line)
     record->sets[record->n + n] = '\n';
     record->n += n + 1;
     record->sets[record->n] = '\0';
+}
+
+static void note_set(void *arg, const char *line)
+{
+    if (strncmp(line, "set ", 4) == 0)
+        note(arg, line);
+}
+
+/* What the compute side holds in which slots, and what that took. */
+static void note_resident(struct record *record, const struct nkv_seq *seq)
+{
+    uint32_t n = RIG_LAYERS * seq->n_units * seq->n_slots;
+    struct nkv_seq_stats stats;
+    char line[128];
+
+    for (uint32_t i = 0; i < n; i++) {
+        snprintf(line, sizeof line, "slot %u: %u", i, seq->resident[i]);
+        note(record, line);
+    }
+    nkv_seq_stats(seq, &stats);
+    snprintf(line, sizeof line, "steady %llu, recalled %llu", (unsigned long long)stats.steady_pages,
+             (unsigned long long)stats.recalled_pages);
+    note(record, line);
 }
 
 static void note_outputs(struct record *record, const float *outputs, size_t n)
@@ -64,6 +84,8 @@ static void decode(struct rig *rig, struct rig_seq *s, struct record *record, ui
         assert_int_equal(rig_decode(rig, s), 0);
         assert_int_equal(nkv_seq_status(s->seq), 0);
         note_outputs(record, s->last, RIG_LAYERS * RIG_ROW);
+        if (s->seq->n_slots)
+            note_resident(record, s->seq);
     }
 }
 
@@ -105,27 +127,41 @@ static void run(struct rig_options options, const struct nkv_seq_options *so, st
     rig_close(&rig);
 }
 
-static void check_equal(enum nkv_kv_parallel kv_parallel, uint32_t n_devices, const struct nkv_seq_options *so,
-                        enum nkv_dtype dtype)
+static void compare(const struct record *one, const struct record *many, bool has_sets, uint32_t n_devices)
+{
+    if (has_sets) {
+        assert_true(one->n > 0);
+        assert_string_equal(one->sets, many->sets);
+    }
+    assert_int_equal(one->n_outputs, many->n_outputs);
+    if (n_devices == 1)
+        assert_memory_equal(one->outputs, many->outputs, one->n_outputs * sizeof(float));
+    else
+        assert_true(rig_difference(one->outputs, many->outputs, (uint32_t)one->n_outputs) <= ROUNDING);
+}
+
+/* Over from `least` to `most` devices. */
+static void check_range(enum nkv_kv_parallel kv_parallel, uint32_t least, uint32_t most,
+                        const struct nkv_seq_options *so, enum nkv_dtype dtype)
 {
     struct rig_options options = {.dtype = dtype, .n_threads = 2};
     struct record one, many;
 
     run(options, so, &one);
     options.kv_parallel = kv_parallel;
-    options.n_devices = n_devices;
-    run(options, so, &many);
-    if (so->mode != NKV_MODE_FULL || so->sparse_prefill) {
-        assert_true(one.n > 0);
-        assert_string_equal(one.sets, many.sets);
+    for (uint32_t n = least; n <= most; n++) {
+        options.n_devices = n;
+        run(options, so, &many);
+        compare(&one, &many, so->mode != NKV_MODE_FULL || so->sparse_prefill, n);
+        record_free(&many);
     }
-    assert_int_equal(one.n_outputs, many.n_outputs);
-    if (n_devices == 1)
-        assert_memory_equal(one.outputs, many.outputs, one.n_outputs * sizeof(float));
-    else
-        assert_true(rig_difference(one.outputs, many.outputs, (uint32_t)one.n_outputs) <= ROUNDING);
     record_free(&one);
-    record_free(&many);
+}
+
+static void check_equal(enum nkv_kv_parallel kv_parallel, uint32_t n_devices, const struct nkv_seq_options *so,
+                        enum nkv_dtype dtype)
+{
+    check_range(kv_parallel, n_devices, n_devices, so, dtype);
 }
 
 static void check_kind(enum nkv_kv_parallel kv_parallel, uint32_t max_devices)
@@ -153,6 +189,31 @@ static void test_head_parallel(void **state)
     check_kind(NKV_KV_HEADS, RIG_KV);
 }
 
+/* Modes with a compute side: what is resident in which slot is the same after every step, too. */
+static void check_compute_side(enum nkv_kv_parallel kv_parallel, uint32_t max_devices)
+{
+    for (uint32_t variant = 0; variant < 6; variant++) {
+        struct nkv_seq_options so = rig_seq_options(variant % 3 == 2 ? NKV_MODE_RECALL : NKV_MODE_PNG, N_TOKENS + 100,
+                                                    256, variant / 3 ? NKV_SELECT_KV_HEAD : NKV_SELECT_LAYER);
+
+        so.same_step_recall = variant % 3 == 1;
+        so.n_dense_layers = variant == 5;
+        check_range(kv_parallel, 1, max_devices, &so, (enum nkv_dtype)((variant + 3) % NKV_DTYPE_COUNT));
+    }
+}
+
+static void test_compute_side_context_parallel(void **state)
+{
+    (void)state;
+    check_compute_side(NKV_KV_CONTEXT, RIG_DEVICES);
+}
+
+static void test_compute_side_head_parallel(void **state)
+{
+    (void)state;
+    check_compute_side(NKV_KV_HEADS, RIG_KV);
+}
+
 /* Budgets at the edges: nothing competes, one page does, everything is chosen; many recent pages; no sinks. */
 static void test_budgets(void **state)
 {
@@ -167,6 +228,9 @@ static void test_budgets(void **state)
         so.recent_pages = edges[i][1];
         check_equal(NKV_KV_CONTEXT, 3, &so, NKV_F32);
         check_equal(NKV_KV_HEADS, 2, &so, NKV_F32);
+        so.mode = NKV_MODE_PNG;
+        so.resident_tokens = (1 + 5 * i) * RIG_PAGE; /* less and more than a budget */
+        check_equal(NKV_KV_CONTEXT, 3, &so, NKV_Q8_0);
     }
 }
 
@@ -211,14 +275,13 @@ static void test_ties(void **state)
  * A batch and two tickets in flight. The third time the members' windows are said to be smaller than they are: they
  * fill up, commands wait for them, and what needs more has larger ones mapped.
  */
-static void test_batches(void **state)
+static void check_batches(enum nkv_mode mode, enum nkv_kv_parallel kv_parallel, uint32_t n_devices)
 {
     static float outputs[3][4][RIG_LAYERS * RIG_ROW];
 
-    (void)state;
     for (uint32_t i = 0; i < 3; i++) {
-        struct rig_options options = {.n_devices = i ? 3 : 1, .kv_parallel = i ? NKV_KV_CONTEXT : NKV_KV_DATA};
-        struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 500, 160, NKV_SELECT_LAYER);
+        struct rig_options options = {.n_devices = i ? n_devices : 1, .kv_parallel = i ? kv_parallel : NKV_KV_DATA};
+        struct nkv_seq_options so = rig_seq_options(mode, 500, 160, NKV_SELECT_LAYER);
         struct nkv_ticket *tickets[2];
         struct nkv_attend_item items[4];
         struct nkv_seq *seqs[4];
@@ -258,6 +321,15 @@ static void test_batches(void **state)
     }
     assert_memory_equal(outputs[1], outputs[2], sizeof outputs[1]);
     assert_true(rig_difference(&outputs[0][0][0], &outputs[1][0][0], 4 * RIG_LAYERS * RIG_ROW) <= ROUNDING);
+}
+
+static void test_batches(void **state)
+{
+    (void)state;
+    check_batches(NKV_MODE_PNM, NKV_KV_CONTEXT, 3);
+    check_batches(NKV_MODE_PNG, NKV_KV_CONTEXT, 3);
+    check_batches(NKV_MODE_PNG, NKV_KV_HEADS, 2);
+    check_batches(NKV_MODE_RECALL, NKV_KV_CONTEXT, 2);
 }
 
 /* Three devices serve what none of them could, and refuse what all of them cannot. */
@@ -317,13 +389,17 @@ static void test_whole_budget(void **state)
 /* A command that one member fails ends its sequence, which is usable again when it is cut to what it has. */
 static void test_command_fails(void **state)
 {
-    static const char *const specs[] = {"fault:op=append,n=5:cpu", "fault:op=select,n=2:cpu",
-                                        "fault:op=attend,n=9:cpu"};
+    static const struct {
+        const char *spec;
+        enum nkv_mode mode;
+    } cases[] = {{"fault:op=append,n=5:cpu", NKV_MODE_PNM}, {"fault:op=select,n=2:cpu", NKV_MODE_PNM},
+                 {"fault:op=attend,n=9:cpu", NKV_MODE_PNM}, {"fault:op=select,n=7:cpu", NKV_MODE_PNG},
+                 {"fault:op=read,n=2:cpu", NKV_MODE_PNG},   {"fault:op=read,n=2:cpu", NKV_MODE_RECALL}};
 
     (void)state;
-    for (uint32_t i = 0; i < 3; i++) {
-        struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_CONTEXT, .spec = specs[i]};
-        struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 600, 160, NKV_SELECT_LAYER);
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_CONTEXT, .spec = cases[i].spec};
+        struct nkv_seq_options so = rig_seq_options(cases[i].mode, 600, 160, NKV_SELECT_LAYER);
         float expected[RIG_ROW];
         struct nkv_seq *seq;
         struct rig_seq s;
@@ -424,10 +500,33 @@ static void test_open_fails(void **state)
     rig_close(&rig);
 }
 
+/* The compute side has no room, or there is none. */
+static void test_no_compute(void **state)
+{
+    struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_CONTEXT, .compute_bytes = 64u << 10};
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNG, 6000, 4096, NKV_SELECT_LAYER);
+    struct nkv_context_options none = {.size = sizeof none, .n_devices = 2, .kv_parallel = NKV_KV_CONTEXT};
+    struct nkv_seq *seq;
+    struct rig rig;
+
+    (void)state;
+    assert_int_equal(rig_open(&rig, &options), 0);
+    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), NKV_ENOSPC);
+    assert_non_null(strstr(nkv_last_error(), "on the compute device"));
+    assert_int_equal(nkv_seq_can_fit(rig.context, &so), NKV_ENOSPC);
+    nkv_context_close(rig.context);
+    none.shape = rig.shape;
+    none.devices = rig.devices;
+    assert_int_equal(nkv_context_open(&none, &rig.context), 0);
+    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), NKV_EINVAL);
+    assert_non_null(strstr(nkv_last_error(), "compute device"));
+    rig_close(&rig);
+}
+
 static void test_refusals(void **state)
 {
     struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_CONTEXT};
-    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNG, 600, 160, NKV_SELECT_LAYER);
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 600, 160, NKV_SELECT_LAYER);
     const int32_t ids[4] = {1, 2, 3, 4};
     struct nkv_session_options session = {.size = sizeof session, .n_tokens = 4, .tokens = ids, .name = "s"};
     struct nkv_session_result result;
@@ -438,16 +537,8 @@ static void test_refusals(void **state)
 
     (void)state;
     assert_int_equal(rig_open(&rig, &options), 0);
-    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), NKV_ENOTSUP);
-    assert_non_null(strstr(nkv_last_error(), "mode png"));
-    so.mode = NKV_MODE_RECALL;
-    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), NKV_ENOTSUP);
-    so.mode = NKV_MODE_PNM;
     assert_int_equal(nkv_session_open(rig.context, &so, &session, &seq, &result), NKV_ENOTSUP);
     assert_non_null(strstr(nkv_last_error(), "session"));
-    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), 0);
-    so.mode = NKV_MODE_PNG;
-    assert_int_equal(nkv_seq_fork(seq, 0, &so, &seq), NKV_ENOTSUP);
     rig_close(&rig);
     options.n_devices = 3;
     assert_int_equal(rig_open(&rig, &options), 0);
@@ -492,15 +583,54 @@ static void test_messages(void **state)
     rig_close(&rig);
 }
 
+/* png's step has a READ more, which moves the recalled pages and their list and nothing else. */
+static void test_recalled_bytes(void **state)
+{
+    struct rig_options options = {.n_devices = 4, .kv_parallel = NKV_KV_CONTEXT};
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNG, 2000, 16 * RIG_PAGE, NKV_SELECT_LAYER);
+    struct nkv_kv_parallel_report before, after;
+    struct nkv_seq_stats stats;
+    struct nkv_seq *seq;
+    struct rig_seq s;
+    struct rig rig;
+    uint64_t most = 4 * RIG_LAYERS * 4 * (2 * 13 + 1 + RIG_ROW + 2 * RIG_HEADS); /* of what is not recalled */
+
+    (void)state;
+    assert_int_equal(rig_open(&rig, &options), 0);
+    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), 0);
+    rig_seq_init(&s, seq, 9);
+    assert_int_equal(rig_prefill(&rig, &s, 900, 300), 0);
+    nkv_context_kv_parallel(rig.context, &before);
+    assert_int_equal(rig_decode(&rig, &s), 0);
+    nkv_seq_stats(seq, &stats);
+    nkv_context_kv_parallel(rig.context, &after);
+    assert_int_equal(after.n_commands - before.n_commands, 4 * RIG_LAYERS);
+    assert_true(stats.recalled_bytes > 0);
+    assert_in_range(after.from_device_bytes - before.from_device_bytes, stats.recalled_bytes + 1,
+                    stats.recalled_bytes + most);
+    rig_seq_free(&s);
+    rig_close(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_context_parallel), cmocka_unit_test(test_head_parallel),
-        cmocka_unit_test(test_budgets),          cmocka_unit_test(test_ties),
-        cmocka_unit_test(test_batches),          cmocka_unit_test(test_larger_than_a_device),
-        cmocka_unit_test(test_whole_budget),     cmocka_unit_test(test_command_fails),
-        cmocka_unit_test(test_open_fails),       cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_refusals),         cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_context_parallel),
+        cmocka_unit_test(test_head_parallel),
+        cmocka_unit_test(test_compute_side_context_parallel),
+        cmocka_unit_test(test_compute_side_head_parallel),
+        cmocka_unit_test(test_budgets),
+        cmocka_unit_test(test_ties),
+        cmocka_unit_test(test_batches),
+        cmocka_unit_test(test_larger_than_a_device),
+        cmocka_unit_test(test_whole_budget),
+        cmocka_unit_test(test_command_fails),
+        cmocka_unit_test(test_open_fails),
+        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_no_compute),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_recalled_bytes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
