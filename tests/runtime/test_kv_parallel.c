@@ -11,158 +11,7 @@
 #include <cmocka.h>
 
 #include "base/mem.h"
-#include "runtime/group.h"
-#include "runtime/rig.h"
-
-#define N_STEPS  12u
-#define N_TOKENS 900u
-#define ROUNDING 1e-5f /* outputs are below 1, merged from at most 4 partials of f32 */
-
-/* The "set" lines of the plan log, with what is resident after each decode step, and every output. */
-struct record {
-    char *sets;
-    size_t n, room;
-    float *outputs; /* [n_outputs] */
-    size_t n_outputs;
-};
-
-static void note(struct record *record, const char *line)
-{
-    size_t n = strlen(line);
-
-    if (record->n + n + 2 > record->room) {
-        record->room = 2 * (record->n + n + 2);
-        record->sets = realloc(record->sets, record->room);
-        assert_non_null(record->sets);
-    }
-    memcpy(record->sets + record->n, line, n);
-    record->sets[record->n + n] = '\n';
-    record->n += n + 1;
-    record->sets[record->n] = '\0';
-}
-
-static void note_set(void *arg, const char *line)
-{
-    if (strncmp(line, "set ", 4) == 0)
-        note(arg, line);
-}
-
-/* What the compute side holds in which slots, and what that took. */
-static void note_resident(struct record *record, const struct nkv_seq *seq)
-{
-    uint32_t n = RIG_LAYERS * seq->n_units * seq->n_slots;
-    struct nkv_seq_stats stats;
-    char line[128];
-
-    for (uint32_t i = 0; i < n; i++) {
-        snprintf(line, sizeof line, "slot %u: %u", i, seq->resident[i]);
-        note(record, line);
-    }
-    nkv_seq_stats(seq, &stats);
-    snprintf(line, sizeof line, "steady %llu, recalled %llu", (unsigned long long)stats.steady_pages,
-             (unsigned long long)stats.recalled_pages);
-    note(record, line);
-}
-
-static void note_outputs(struct record *record, const float *outputs, size_t n)
-{
-    record->outputs = realloc(record->outputs, (record->n_outputs + n) * sizeof(float));
-    assert_non_null(record->outputs);
-    memcpy(record->outputs + record->n_outputs, outputs, n * sizeof(float));
-    record->n_outputs += n;
-}
-
-static void record_free(struct record *record)
-{
-    free(record->sets);
-    free(record->outputs);
-}
-
-static void decode(struct rig *rig, struct rig_seq *s, struct record *record, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        assert_int_equal(rig_decode(rig, s), 0);
-        assert_int_equal(nkv_seq_status(s->seq), 0);
-        note_outputs(record, s->last, RIG_LAYERS * RIG_ROW);
-        if (s->seq->n_slots)
-            note_resident(record, s->seq);
-    }
-}
-
-/* Prefill in chunks that begin and end anywhere in pages, decode, truncate, fork, decode both. */
-static void run(struct rig_options options, const struct nkv_seq_options *so, struct record *record)
-{
-    static const uint32_t chunks[] = {1, 70, 32, 29, 500, 3};
-    struct nkv_seq *seq, *fork;
-    struct rig_seq s, f;
-    struct rig rig;
-
-    *record = (struct record){0};
-    options.plan_log = note_set;
-    options.plan_log_arg = record;
-    assert_int_equal(rig_open(&rig, &options), 0);
-    assert_int_equal(nkv_seq_open(rig.context, so, &seq), 0);
-    rig_seq_init(&s, seq, 11);
-    for (uint32_t i = 0; s.length < N_TOKENS; i = (i + 1) % 6) {
-        uint32_t n = chunks[i] < N_TOKENS - s.length ? chunks[i] : N_TOKENS - s.length;
-
-        assert_int_equal(rig_prefill(&rig, &s, n, n), 0);
-        assert_int_equal(nkv_seq_status(seq), 0);
-        note_outputs(record, s.out, n * RIG_ROW);
-    }
-    decode(&rig, &s, record, N_STEPS);
-    assert_int_equal(nkv_seq_truncate(seq, N_TOKENS - 77), 0);
-    s.length = nkv_seq_length(seq);
-    decode(&rig, &s, record, 40); /* over a page's end */
-    assert_int_equal(nkv_seq_fork(seq, N_TOKENS - 100, NULL, &fork), 0);
-    rig_seq_init(&f, fork, 12);
-    f.length = nkv_seq_length(fork);
-    decode(&rig, &f, record, N_STEPS);
-    decode(&rig, &s, record, N_STEPS);
-    nkv_seq_close(seq);
-    nkv_seq_close(fork);
-    assert_true(rig_empty(&rig));
-    rig_seq_free(&s);
-    rig_seq_free(&f);
-    rig_close(&rig);
-}
-
-static void compare(const struct record *one, const struct record *many, bool has_sets, uint32_t n_devices)
-{
-    if (has_sets) {
-        assert_true(one->n > 0);
-        assert_string_equal(one->sets, many->sets);
-    }
-    assert_int_equal(one->n_outputs, many->n_outputs);
-    if (n_devices == 1)
-        assert_memory_equal(one->outputs, many->outputs, one->n_outputs * sizeof(float));
-    else
-        assert_true(rig_difference(one->outputs, many->outputs, (uint32_t)one->n_outputs) <= ROUNDING);
-}
-
-/* Over from `least` to `most` devices. */
-static void check_range(enum nkv_kv_parallel kv_parallel, uint32_t least, uint32_t most,
-                        const struct nkv_seq_options *so, enum nkv_dtype dtype)
-{
-    struct rig_options options = {.dtype = dtype, .n_threads = 2};
-    struct record one, many;
-
-    run(options, so, &one);
-    options.kv_parallel = kv_parallel;
-    for (uint32_t n = least; n <= most; n++) {
-        options.n_devices = n;
-        run(options, so, &many);
-        compare(&one, &many, so->mode != NKV_MODE_FULL || so->sparse_prefill, n);
-        record_free(&many);
-    }
-    record_free(&one);
-}
-
-static void check_equal(enum nkv_kv_parallel kv_parallel, uint32_t n_devices, const struct nkv_seq_options *so,
-                        enum nkv_dtype dtype)
-{
-    check_range(kv_parallel, n_devices, n_devices, so, dtype);
-}
+#include "runtime/kv_parallel.h"
 
 static void check_kind(enum nkv_kv_parallel kv_parallel, uint32_t max_devices)
 {
@@ -187,31 +36,6 @@ static void test_head_parallel(void **state)
 {
     (void)state;
     check_kind(NKV_KV_HEADS, RIG_KV);
-}
-
-/* Modes with a compute side: what is resident in which slot is the same after every step, too. */
-static void check_compute_side(enum nkv_kv_parallel kv_parallel, uint32_t max_devices)
-{
-    for (uint32_t variant = 0; variant < 6; variant++) {
-        struct nkv_seq_options so = rig_seq_options(variant % 3 == 2 ? NKV_MODE_RECALL : NKV_MODE_PNG, N_TOKENS + 100,
-                                                    256, variant / 3 ? NKV_SELECT_KV_HEAD : NKV_SELECT_LAYER);
-
-        so.same_step_recall = variant % 3 == 1;
-        so.n_dense_layers = variant == 5;
-        check_range(kv_parallel, 1, max_devices, &so, (enum nkv_dtype)((variant + 3) % NKV_DTYPE_COUNT));
-    }
-}
-
-static void test_compute_side_context_parallel(void **state)
-{
-    (void)state;
-    check_compute_side(NKV_KV_CONTEXT, RIG_DEVICES);
-}
-
-static void test_compute_side_head_parallel(void **state)
-{
-    (void)state;
-    check_compute_side(NKV_KV_HEADS, RIG_KV);
 }
 
 /* Budgets at the edges: nothing competes, one page does, everything is chosen; many recent pages; no sinks. */
@@ -583,54 +407,16 @@ static void test_messages(void **state)
     rig_close(&rig);
 }
 
-/* png's step has a READ more, which moves the recalled pages and their list and nothing else. */
-static void test_recalled_bytes(void **state)
-{
-    struct rig_options options = {.n_devices = 4, .kv_parallel = NKV_KV_CONTEXT};
-    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNG, 2000, 16 * RIG_PAGE, NKV_SELECT_LAYER);
-    struct nkv_kv_parallel_report before, after;
-    struct nkv_seq_stats stats;
-    struct nkv_seq *seq;
-    struct rig_seq s;
-    struct rig rig;
-    uint64_t most = 4 * RIG_LAYERS * 4 * (2 * 13 + 1 + RIG_ROW + 2 * RIG_HEADS); /* of what is not recalled */
-
-    (void)state;
-    assert_int_equal(rig_open(&rig, &options), 0);
-    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), 0);
-    rig_seq_init(&s, seq, 9);
-    assert_int_equal(rig_prefill(&rig, &s, 900, 300), 0);
-    nkv_context_kv_parallel(rig.context, &before);
-    assert_int_equal(rig_decode(&rig, &s), 0);
-    nkv_seq_stats(seq, &stats);
-    nkv_context_kv_parallel(rig.context, &after);
-    assert_int_equal(after.n_commands - before.n_commands, 4 * RIG_LAYERS);
-    assert_true(stats.recalled_bytes > 0);
-    assert_in_range(after.from_device_bytes - before.from_device_bytes, stats.recalled_bytes + 1,
-                    stats.recalled_bytes + most);
-    rig_seq_free(&s);
-    rig_close(&rig);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_context_parallel),
-        cmocka_unit_test(test_head_parallel),
-        cmocka_unit_test(test_compute_side_context_parallel),
-        cmocka_unit_test(test_compute_side_head_parallel),
-        cmocka_unit_test(test_budgets),
-        cmocka_unit_test(test_ties),
-        cmocka_unit_test(test_batches),
-        cmocka_unit_test(test_larger_than_a_device),
-        cmocka_unit_test(test_whole_budget),
-        cmocka_unit_test(test_command_fails),
-        cmocka_unit_test(test_open_fails),
-        cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_no_compute),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_context_parallel), cmocka_unit_test(test_head_parallel),
+        cmocka_unit_test(test_budgets),          cmocka_unit_test(test_ties),
+        cmocka_unit_test(test_batches),          cmocka_unit_test(test_larger_than_a_device),
+        cmocka_unit_test(test_whole_budget),     cmocka_unit_test(test_command_fails),
+        cmocka_unit_test(test_open_fails),       cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_no_compute),       cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_messages),
-        cmocka_unit_test(test_recalled_bytes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
