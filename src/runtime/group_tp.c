@@ -121,27 +121,35 @@ static uint32_t n_listed(const struct group *group, const struct nkv_cmd *cmd, u
     return n_all;
 }
 
+/* A member's lists, no longer than they have to be: what a READ writes has room for as many pages. */
+static void put_lists(struct group *group, const struct nkv_cmd *cmd, uint32_t m, struct nkv_cmd *part)
+{
+    uint32_t n_units = local_units(group, cmd), cap = part->n_pages;
+    uint64_t bytes = n_units * nkv_list_stride(cap);
+
+    part->list_offset = group_take(group, m, bytes);
+    for (uint32_t unit = 0; group_at(group, m, part->list_offset, bytes) && unit < n_units; unit++) {
+        const uint32_t *list = member_list(group, cmd, m, unit);
+        uint32_t *to = list_at(group->members[m].window, part->list_offset, unit, cap);
+
+        to[0] = list[0] < cap ? list[0] : cap;
+        memcpy(to + 1, list + 1, to[0] * sizeof *to);
+    }
+}
+
 /* returns: whether there is anything to read. */
 static bool plan_transfer(struct group *group, uint32_t m, struct nkv_cmd *part)
 {
     const struct nkv_cmd cmd = *part;
-    uint32_t n_units = cmd.flags & NKV_DIGEST ? 1 : local_units(group, &cmd);
-    uint64_t bytes;
+    uint64_t n_pages = cmd.n_pages;
 
     if (!(cmd.flags & NKV_DIGEST)) {
         if (n_listed(group, &cmd, m, &part->n_pages) == 0)
             return false;
-        bytes = n_units * nkv_list_stride(part->n_pages);
-        part->list_offset = group_take(group, m, bytes);
-        for (uint32_t unit = 0; group_at(group, m, part->list_offset, bytes) && unit < n_units; unit++) {
-            const uint32_t *list = member_list(group, &cmd, m, unit);
-            uint32_t *to = list_at(group->members[m].window, part->list_offset, unit, part->n_pages);
-
-            to[0] = list[0] < part->n_pages ? list[0] : part->n_pages;
-            memcpy(to + 1, list + 1, to[0] * sizeof *to);
-        }
+        put_lists(group, &cmd, m, part);
+        n_pages = (uint64_t)local_units(group, &cmd) * part->n_pages;
     }
-    part->out_offset = group_take(group, m, group_read_bytes(&group->local, &cmd, (uint64_t)n_units * part->n_pages));
+    part->out_offset = group_take(group, m, group_read_bytes(&group->local, &cmd, n_pages));
     return true;
 }
 
