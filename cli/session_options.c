@@ -131,9 +131,6 @@ static int check_kv_parallel(const struct session_options *o)
 
     if (o->kv_parallel == NKV_KV_DATA)
         return CLI_OK;
-    if (o->seq.mode != NKV_MODE_FULL && o->seq.mode != NKV_MODE_PNM)
-        return cli_usage("--kv-parallel %s: mode %s needs each sequence on one device: give --mode full or --mode pnm",
-                         name, nkv_mode_name(o->seq.mode));
     if (o->trace || o->memory)
         return cli_usage("--kv-parallel %s: no %s of sequences that lie on several devices: leave it out", name,
                          o->trace ? "--trace" : "--memory");

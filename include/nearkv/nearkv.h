@@ -96,8 +96,8 @@ struct nkv_seq;
 struct nkv_ticket;
 
 /*
- * How sequences lie on the PNM devices. CONTEXT and HEADS make one of all of them, which every sequence shares: modes
- * full and pnm, no sessions, no record_scores. The same page sets are chosen as with one device (HEADS with
+ * How sequences lie on the PNM devices. CONTEXT and HEADS make one of all of them, which every sequence shares: every
+ * mode, no sessions, no record_scores. The same page sets are chosen as with one device (HEADS with
  * NKV_SELECT_LAYER: up to the rounding of scores), outputs differ by rounding only.
  */
 enum nkv_kv_parallel {
@@ -387,8 +387,8 @@ struct nkv_device_report {
 struct nkv_kv_parallel_report {
     enum nkv_kv_parallel kv_parallel;
     uint32_t n_devices;
-    uint64_t n_commands;      /* of the context: an append, a selection, an attention of one sequence and layer, ... */
-    uint64_t n_messages;      /* commands that the devices got for them; each is answered once */
+    uint64_t n_commands; /* of the context: an append, a selection, an attention, a read of one sequence and layer */
+    uint64_t n_messages; /* commands that the devices got for them; each is answered once */
     uint64_t n_select_rounds; /* selections for which the host ranked what several devices told */
     uint64_t to_device_bytes,
         from_device_bytes; /* of all devices together; nkv_seq_stats counts as if there were one */

@@ -209,21 +209,12 @@ static int check_compute(const struct nkv_context *context, uint64_t need)
     return 0;
 }
 
-static int check_mode(const struct nkv_context *context, const struct nkv_seq *seq)
-{
-    if (context->group && seq->options.mode != NKV_MODE_FULL && seq->options.mode != NKV_MODE_PNM)
-        FAIL(NKV_ENOTSUP, "mode %s needs each sequence on one device (dp): with %s give full or pnm",
-             nkv_mode_name(seq->options.mode), nkv_kv_parallel_name(context->options.kv_parallel));
-    return 0;
-}
-
 /* Every device of a group holds a part of every sequence. ever: as if nothing else were there. */
 static int check_group(const struct nkv_context *context, const struct nkv_seq *seq, bool ever)
 {
     const struct group *group = context->group;
     const char *name = nkv_kv_parallel_name(context->options.kv_parallel);
 
-    TRY(check_mode(context, seq));
     for (uint32_t i = 0; i < group_size(group); i++) {
         const struct port *port = group_member(group, i);
         struct nkv_seq part = *seq;
@@ -302,11 +293,12 @@ int seq_place(struct nkv_context *context, struct nkv_seq *seq)
     uint64_t home = 0, compute = 0;
     int device;
 
+    TRY(seq_bytes(&context->shape, seq, &home, &compute));
     if (context->group) {
         seq->home = &context->ports[0];
-        return check_group(context, seq, false);
+        TRY(check_group(context, seq, false));
+        return check_compute(context, compute);
     }
-    TRY(seq_bytes(&context->shape, seq, &home, &compute));
     TRY(context_survey(context));
     device = nkv_place(context->loads, context->free_bytes, context->options.n_devices, home);
     if (device < 0)
@@ -316,21 +308,25 @@ int seq_place(struct nkv_context *context, struct nkv_seq *seq)
     return 0;
 }
 
-int nkv_seq_can_fit(const struct nkv_context *context, const struct nkv_seq_options *options)
+static int check_largest(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t home)
 {
-    const struct port *side = context->compute;
-    uint64_t home = 0, compute = 0, largest = 0;
-    struct nkv_seq seq = {0};
+    uint64_t largest = 0;
 
-    TRY(seq_resolve(&context->shape, options, &seq));
-    if (context->group)
-        return check_group(context, &seq, true);
-    TRY(seq_bytes(&context->shape, &seq, &home, &compute));
     for (uint32_t i = 0; i < context->options.n_devices; i++)
         if (context->ports[i].caps.capacity_bytes > largest)
             largest = context->ports[i].caps.capacity_bytes;
-    if (home > largest)
-        return refuse(context, &seq, home, largest);
+    return home > largest ? refuse(context, seq, home, largest) : 0;
+}
+
+int nkv_seq_can_fit(const struct nkv_context *context, const struct nkv_seq_options *options)
+{
+    const struct port *side = context->compute;
+    uint64_t home = 0, compute = 0;
+    struct nkv_seq seq = {0};
+
+    TRY(seq_resolve(&context->shape, options, &seq));
+    TRY(seq_bytes(&context->shape, &seq, &home, &compute));
+    TRY(context->group ? check_group(context, &seq, true) : check_largest(context, &seq, home));
     return compute > 0 && (!side || compute > side->caps.capacity_bytes) ? check_compute(context, compute) : 0;
 }
 
@@ -338,7 +334,6 @@ int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *s
 {
     uint64_t home = 0, compute = 0;
 
-    TRY(check_mode(context, seq));
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
     return check_compute(context, compute);
 }

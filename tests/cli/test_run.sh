@@ -67,16 +67,22 @@ for mapping, devices in (('cp', 3), ('tp', 2)):
         assert kv['messages'] > kv['commands'] > 0 and (kv['select_rounds'] > 0) == (mapping == 'cp' or select == 'layer'), kv
         used = [d['used_bytes'] for d in got['devices']]
         assert max(used) < 1.1 * one['devices'][0]['used_bytes'] / devices and min(used) > 0.8 * max(used), used
-got, _ = run('run', '-f', text, *ask, *spread)
+for mode in ('png', 'recall'):  # the same pages are recalled into the same slots
+    one, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', mode, '--json', *sparse)
+    for spread in (['--kv-parallel', 'cp', '--devices', 3], ['--kv-parallel', 'tp', '--devices', 2]):
+        got, _ = run('run', '-f', text, '-p', 'The pass key is ', *spread, *(['--mode', mode] if mode == 'recall' else []), '--json', *sparse)
+        assert got['mode'] == mode and got['tokens'] == one['tokens'], got['text']
+        assert got['steady'] == one['steady'] and got['link'] == one['link'] and got['steady']['resident_pages'] > 0, got
+        assert all(d['used_bytes'] > 0 for d in got['devices']) and len(got['devices']) == spread[-1] and got['compute']['used_bytes'] > 0, got
+got, _ = run('run', '-f', text, *ask, '--json', *sparse, *spread)
 assert [a['text'] for a in got['answers']] == ['31415.', '27.', ''] and got['answers'][0]['device'] is None, got['answers']
 small = ['--device', 'cpu:capacity=20M', '--device', 'cpu:capacity=20M']
 _, err = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, status=2)
 assert 'the largest device has' in err, err
 got, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, '--kv-parallel', 'cp', '--json')
 assert got['text'] == '31415.' and got['kv']['bytes'] + got['kv']['digest_bytes'] > 20 << 20, got['kv']
-for wrong, words in ((['--mode', 'png'], 'mode png'), (['--mode', 'pnm', '--trace', f'{tmp}/t'], '--trace'),
-                     (['--mode', 'pnm', '--session', 's', '--device', 'unix:/x'], '--session'),
-                     (['--mode', 'pnm', '--kv-parallel', 'tp', '--devices', 3], 'KV heads')):
+for wrong, words in ((['--trace', f'{tmp}/t'], '--trace'), (['--memory', f'file:{tmp}/i:64M', '--devices', 2], '--memory'),
+                     (['--session', 's', '--device', 'unix:/x'], '--session'), (['--kv-parallel', 'tp', '--devices', 3], 'KV heads')):
     done = subprocess.run([NEARKV, 'run', '-p', 'x', '--kv-parallel', 'cp', *map(str, wrong)], capture_output=True, text=True)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count('\n') == 1, done
 
