@@ -32,6 +32,7 @@ struct process {
     float *logits; /* rank 0: [N_STEPS][n_vocab] */
     int status;
     bool fails; /* a step, on purpose */
+    uint32_t n_micro;
     pthread_t thread;
 };
 
@@ -46,7 +47,8 @@ static struct nkv_decoder_options options_of(struct process *p)
                                         .n_threads = 2,
                                         .max_batch = 4,
                                         .chunk_tokens = 56,
-                                        .comm = p->comm.comm.size > 1 ? &p->comm.comm : NULL};
+                                        .comm = p->comm.comm.size > 1 ? &p->comm.comm : NULL,
+                                        .n_micro_batches = p->n_micro};
 }
 
 static struct nkv_seq *open_short_seq(struct rig *rig)
