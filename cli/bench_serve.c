@@ -30,6 +30,7 @@ static const char usage[] =
     "  --outputs N             tokens that each request gets, at least 2 (32)\n"
     "  --requests N            how many requests (16)\n"
     "  --batch N               requests that run at a time (8)\n"
+    "  --micro-batches N       1, or 2: dense layers of one half of a decode step under attention of the other (1)\n"
     "  --step-tokens N         tokens of a step, prompts and decoding together (a chunk of 512 beside the batch)\n"
     "  --move-steps N          a sequence moves to another device when that pays within N steps; 0: never (256)\n"
     "  --seed S                of lengths, arrivals and prompts (0)\n"
@@ -43,6 +44,7 @@ enum {
     OUTPUTS,
     REQUESTS,
     BATCH,
+    MICRO_BATCHES,
     STEP_TOKENS,
     MOVE_STEPS,
     SEED,
@@ -59,6 +61,7 @@ static const struct option long_options[] = {
     {"outputs", required_argument, NULL, OUTPUTS},
     {"requests", required_argument, NULL, REQUESTS},
     {"batch", required_argument, NULL, BATCH},
+    {"micro-batches", required_argument, NULL, MICRO_BATCHES},
     {"step-tokens", required_argument, NULL, STEP_TOKENS},
     {"move-steps", required_argument, NULL, MOVE_STEPS},
     {"seed", required_argument, NULL, SEED},
@@ -84,6 +87,8 @@ static int read_flag(int flag, const char *arg, void *read_arg)
         return cli_u32("--requests", arg, 1, 1000000, &o->n_requests);
     case BATCH:
         return cli_u32("--batch", arg, 1, 4096, &o->batch);
+    case MICRO_BATCHES:
+        return cli_u32("--micro-batches", arg, 1, 2, &o->session.n_micro_batches);
     case STEP_TOKENS:
         return cli_u32("--step-tokens", arg, 1, 1u << 28, &o->step_tokens);
     case MOVE_STEPS:
@@ -152,8 +157,11 @@ static int cache_bytes(void *arg, const struct nkv_kv_shape *shape, const struct
 static int open_shape(struct serve *s)
 {
     const struct session_options *o = &s->opt.session;
-    struct nkv_decoder_options decoder = {
-        .size = sizeof decoder, .n_threads = o->n_threads, .max_batch = s->opt.batch, .chunk_tokens = CHUNK_TOKENS};
+    struct nkv_decoder_options decoder = {.size = sizeof decoder,
+                                          .n_threads = o->n_threads,
+                                          .max_batch = s->opt.batch,
+                                          .chunk_tokens = CHUNK_TOKENS,
+                                          .n_micro_batches = o->n_micro_batches};
     struct estimate program = {
         .shape = {.page_tokens = o->page_tokens, .dtype = o->kv, .digest = o->digest},
         .mode = o->seq.mode,
@@ -332,6 +340,7 @@ static void set_defaults(struct serve_options *o)
                                 .batch = 8,
                                 .move_steps = 256};
     session_defaults(&o->session);
+    o->session.n_micro_batches = 1;
 }
 
 /* The session's options follow the benchmark's own. */

@@ -125,14 +125,14 @@ static json_t *report_json(const struct serve *s, const struct totals *t)
         json_pack("{s:f, s:f, s:f}", "requests_per_s", (s->n_ended - s->n_failed) / t->wall_s, "prompt_tokens_per_s",
                   (double)t->n_prompt / t->wall_s, "output_tokens_per_s", (double)t->n_output / t->wall_s);
 
-    return json_pack("{s:s, s:s, s:s, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:f, s:o}", "schema",
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:f, s:o}", "schema",
                      "nearkv.bench.serve/1", "model", s->session.info.name, "mode", nkv_mode_name(o->session.seq.mode),
-                     "batch", (json_int_t)o->batch, "load", load, "failed", (json_int_t)s->n_failed, "wall_s",
-                     t->wall_s, "ttft_ms", percentiles_json(&t->ttft), "tpot_ms", percentiles_json(&t->tpot),
-                     "queue_ms", percentiles_json(&t->queue), "throughput", rates, "steps",
-                     (json_int_t)t->engine.n_steps, "moves", (json_int_t)t->engine.n_moves, "most_running",
-                     (json_int_t)t->engine.most_running, "busiest_to_mean", imbalance(s), "devices",
-                     devices_json(s, t->wall_s));
+                     "batch", (json_int_t)o->batch, "micro_batches", (json_int_t)o->session.n_micro_batches, "load",
+                     load, "failed", (json_int_t)s->n_failed, "wall_s", t->wall_s, "ttft_ms",
+                     percentiles_json(&t->ttft), "tpot_ms", percentiles_json(&t->tpot), "queue_ms",
+                     percentiles_json(&t->queue), "throughput", rates, "steps", (json_int_t)t->engine.n_steps, "moves",
+                     (json_int_t)t->engine.n_moves, "most_running", (json_int_t)t->engine.most_running,
+                     "busiest_to_mean", imbalance(s), "devices", devices_json(s, t->wall_s));
 }
 
 static void print_row(const char *what, const struct percentiles *p)
@@ -144,9 +144,11 @@ static void print_text(const struct serve *s, const struct totals *t)
 {
     const struct serve_options *o = &s->opt;
 
-    printf("%s, mode %s: %u requests, %s, prompts %s, %u tokens each, at most %u at a time (%u seen), seed %llu\n",
+    printf("%s, mode %s: %u requests, %s, prompts %s, %u tokens each, at most %u at a time (%u seen) in %u "
+           "micro-batch%s, seed %llu\n",
            s->session.info.name, nkv_mode_name(o->session.seq.mode), o->n_requests, o->arrivals_text, o->lengths_text,
-           o->n_outputs, o->batch, t->engine.most_running, (unsigned long long)o->seed);
+           o->n_outputs, o->batch, t->engine.most_running, o->session.n_micro_batches,
+           o->session.n_micro_batches > 1 ? "es" : "", (unsigned long long)o->seed);
     printf("%-10s %10s %10s %10s\n", "ms", "p50", "p90", "p99");
     print_row("TTFT", &t->ttft);
     print_row("TPOT", &t->tpot);

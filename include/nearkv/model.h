@@ -98,6 +98,10 @@ struct nkv_decoder_options {
     uint32_t max_batch;    /* sequences per decode step; default 16 */
     uint32_t chunk_tokens; /* of prefill; default 512; the context's max_tokens must be at least this */
     struct nkv_comm *comm; /* the processes that the model is sharded over (nkv_model_shard); NULL: this one alone */
+    /* 2: a decode step's rows go through the layers in two halves, so that the devices attend for one while the dense
+     * layers of the other run; weights are then read twice per step. Up to 16 rows logits stay the same to the bit.
+     * 1: all rows together, the default. */
+    uint32_t n_micro_batches;
 };
 
 /* The KV shape for a model. */

@@ -10,8 +10,10 @@
  * the bit (model/fc.c); above that the library rounds as it likes.
  *
  * One pass for decode rows and chunk together was rejected: it would read the weights once less per step, and let a
- * request's rounding, hence its text, depend on its neighbours. Two micro-batches in flight are not here: the decoder
- * has one set of activations.
+ * request's rounding, hence its text, depend on its neighbours.
+ *
+ * A decoder with two micro-batches splits each decode pass in halves (model/layers.c), which the engine does not see. A
+ * chunk beside a decode pass as the other half was rejected: tokens would be told only when the chunk is through.
  *
  * No request overtakes another: one that waits for room keeps those behind it waiting, so that a long one is not
  * starved.

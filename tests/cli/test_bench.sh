@@ -30,8 +30,16 @@ out = run('bench', 'prefill', '--shape', 'needle-256', '--ctx', 1000, '--prefill
                      '--json')[0]
 assert out['schema'] == 'nearkv.bench.prefill/1' and out['gflop_per_s'] > 0 and out['library_gflop_per_s'] > 0
 
+for batch, mode in (3, 'png'), (1, 'pnm'):
+    out = run('bench', 'decode', '--shape', 'needle-256', '--ctx', '300', '--budget', 128, '--steps', 5, '--mode', mode,
+              '--batch', batch, '--micro-batches', 2, '--json')[0]
+    assert out['batch'] == batch and out['micro_batches'] == 2
+    assert out['contexts'][0]['ms']['attend'] > 0 and out['contexts'][0]['ms']['wait'] > 0
+for bench in 'decode', 'serve':
+    assert '--micro-batches' in run('bench', bench, '--micro-batches', 3, status=2)[1]
+
 three = {'p50': float, 'p90': float, 'p99': float}
-want = {'schema': str, 'model': str, 'mode': str, 'batch': int, 'failed': int, 'wall_s': float, 'ttft_ms': three, 'tpot_ms': three,
+want = {'schema': str, 'model': str, 'mode': str, 'batch': int, 'micro_batches': int, 'failed': int, 'wall_s': float, 'ttft_ms': three, 'tpot_ms': three,
         'queue_ms': three, 'steps': int, 'moves': int, 'most_running': int, 'busiest_to_mean': float, 'devices': list,
         'load': {'arrivals': str, 'lengths': str, 'requests': int, 'outputs': int, 'seed': int},
         'throughput': {'requests_per_s': float, 'prompt_tokens_per_s': float, 'output_tokens_per_s': float}}
@@ -39,8 +47,10 @@ prompts = {}
 for model in ('-m', 'needle'), ('--shape', 'needle-256'):
     for arrivals, lengths in ('all', 'uniform:10-300'), ('poisson:200', 'loguniform:10-2K'), ('poisson:200', 'fixed:100'):
         out, err = run('bench', 'serve', *model, '--arrivals', arrivals, '--lengths', lengths, '--requests', 9, '--outputs', 4,
-                       '--batch', 3, '--devices', 2, '--threads', 1, '--seed', 5, '--json')
+                       '--batch', 3, '--micro-batches', 1 + (arrivals == 'all'), '--devices', 2, '--threads', 1, '--seed', 5,
+                       '--json')
         fields(out, want)
+        assert out['micro_batches'] == 1 + (arrivals == 'all')
         assert out['schema'] == 'nearkv.bench.serve/1' and out['failed'] == 0 and out['most_running'] <= 3 and err == ''
         for name in 'ttft_ms', 'tpot_ms', 'queue_ms':
             assert 0 < out[name]['p50'] <= out[name]['p90'] <= out[name]['p99'] < out['wall_s'] * 1000
