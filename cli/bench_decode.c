@@ -36,7 +36,7 @@ static const char usage[] =
     "usage: nearkv bench decode [options]\n"
     "Token time of a model with random weights over a synthetic, filled cache.\n"
     "\n"
-    "  --shape NAME       llama-3.2-1b, llama-3.2-3b, llama-3.1-8b or needle-256 (llama-3.2-1b)\n"
+    "  --shape NAME       llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, needle-256 or tiny-256 (llama-3.2-1b)\n"
     "  --ctx N[,N...]     tokens in the cache; several lengths take turns step by step (4096,131072)\n"
     "  --weights TYPE     f32, f16, bf16 or q8_0 (bf16)\n"
     "  --kv TYPE          f32, f16, bf16 or q8_0 (q8_0)\n"
