@@ -68,11 +68,12 @@ void lane_advance(struct nkv_ticket *lane)
             continue;
         if (work->stage == STAGE_SELECT) {
             may_plan = may_plan && busy(work, ROLE_SELECT) == 0;
-            if (may_plan)
+            if (may_plan && !plan_port_lost(lane, i))
                 work_after_select(lane, i);
         }
         if (work->stage == STAGE_MOVE &&
-            busy(work, ROLE_READ) == 0) /* a READ sent with the SELECT may be done already */
+            busy(work, ROLE_READ) == 0 && /* one sent with the SELECT may be done already */
+            !plan_port_lost(lane, i))
             work_after_read(lane, i);
     }
     flush_ports(lane->context);

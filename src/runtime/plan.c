@@ -88,6 +88,17 @@ void plan_complete(struct nkv_ticket *lane, uint32_t index, const struct nkv_cqe
                   nkv_status_name(cqe->res), nkv_last_error());
 }
 
+bool plan_port_lost(struct nkv_ticket *lane, uint32_t index)
+{
+    const struct work *work = &lane->works[index];
+    const struct port *home = work->seq->home, *compute = work->compute.bytes ? lane->context->compute : home;
+    const struct port *lost = home->status < 0 ? home : compute;
+
+    if (lost->status < 0)
+        work_fail(lane, index, lane->n_planned, lost->status, "%s", lost->error);
+    return lost->status < 0;
+}
+
 void plan_cancel(struct nkv_ticket *lane, uint32_t work)
 {
     memset(lane->works[work].waiting, 0, sizeof lane->works[work].waiting);

@@ -285,6 +285,9 @@ void plan_submit(struct nkv_ticket *lane, int32_t index);
 void plan_complete(struct nkv_ticket *lane, uint32_t index, const struct nkv_cqe *cqe);
 /* Whether the lane has a command of that number in flight on the port. */
 bool plan_in_flight(const struct nkv_ticket *lane, uint32_t index, const struct port *port);
+/* Whether a port that the work uses is out of order: the work has failed then. Asked before the host writes operands,
+ * because what such a device was given before may still run in the same place of its window. */
+bool plan_port_lost(struct nkv_ticket *lane, uint32_t work);
 /* Gives up what the work has planned but not submitted. */
 void plan_cancel(struct nkv_ticket *lane, uint32_t work);
 void work_fail(struct nkv_ticket *lane, uint32_t work, uint32_t at, int status, const char *format, ...)

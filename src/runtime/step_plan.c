@@ -265,7 +265,7 @@ void work_begin(struct nkv_ticket *lane, uint32_t index, uint32_t phase)
     struct work *work = &lane->works[index];
     enum method method = work->method;
 
-    if (!work->seq || work->status < 0)
+    if (!work->seq || work->status < 0 || plan_port_lost(lane, index))
         return;
     if (phase == 0)
         begin_append(lane, index);
