@@ -42,6 +42,9 @@ void bench_source_query(struct bench_source *source, float *q);
 /* Appends n_tokens synthetic tokens to every layer, without attention. Progress on stderr when it is a terminal.
  * returns: 0 or a negative status. */
 int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens);
+/* The same in one step, silently. k, v: room for n_tokens [n_kv_heads][head_dim] each. */
+int bench_fill_chunk(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens,
+                     float *k, float *v);
 
 /* Bytes of a benchmark's caches and of what it holds beside, for a model. returns: CLI_OK; CLI_USAGE after a message.
  */

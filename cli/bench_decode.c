@@ -36,7 +36,7 @@ static const char usage[] =
     "usage: nearkv bench decode [options]\n"
     "Token time of a model with random weights over a synthetic, filled cache.\n"
     "\n"
-    "  --shape NAME       llama-3.2-1b, llama-3.2-3b, llama-3.1-8b or needle-256 (llama-3.2-1b)\n"
+    "  --shape NAME       llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, needle-256 or tiny-256 (llama-3.2-1b)\n"
     "  --ctx N[,N...]     tokens in the cache; several lengths take turns step by step (4096,131072)\n"
     "  --batch N          sequences of each length, which step together (1)\n"
     "  --micro-batches N  1, or 2: the dense layers of one half of the batch under the attention of the other (1)\n"

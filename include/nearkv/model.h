@@ -44,8 +44,8 @@ struct nkv_model_info {
 NKV_API int nkv_model_open(const char *path, struct nkv_model **model_out);
 /* The same from memory; data is borrowed until close. */
 NKV_API int nkv_model_open_memory(const void *data, size_t bytes, const char *name, struct nkv_model **model_out);
-/* A model of a known shape ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "needle-256") with random weights of
- * `dtype` and no tokenizer, for benchmarks. */
+/* A model of a known shape ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "needle-256", "tiny-256") with random
+ * weights of `dtype` and no tokenizer, for benchmarks. */
 NKV_API int nkv_model_open_random(const char *shape, enum nkv_dtype dtype, uint64_t seed, struct nkv_model **model_out);
 /* The same with weights of zero, which take no memory before they are read: to ask what it would need. */
 NKV_API int nkv_model_open_blank(const char *shape, enum nkv_dtype dtype, struct nkv_model **model_out);

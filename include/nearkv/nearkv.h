@@ -381,7 +381,8 @@ struct nkv_device_report {
     char name[64];
     uint64_t capacity_bytes, used_bytes, busy_ns;
     uint32_t n_sequences, n_free_pages, n_total_pages;
-    uint64_t window_bytes; /* of its I/O window: memory on top of the capacity, committed as it is used */
+    uint64_t window_bytes;              /* of its I/O window: memory on top of the capacity, committed as it is used */
+    uint64_t read_bytes, written_bytes; /* by its commands so far, as struct nkv_device_stat says */
 };
 /* What sharing sequences between devices took so far; all 0 with NKV_KV_DATA. */
 struct nkv_kv_parallel_report {

@@ -383,9 +383,17 @@ static int decode(struct nkv_engine *e)
     return (int)n;
 }
 
+static int feed(struct nkv_engine *e, struct request *r, uint32_t n)
+{
+    const int32_t *tokens = r->prompt + r->n_fed;
+
+    return e->options.fill ? e->options.fill(e->options.fill_arg, r->seq, tokens, n)
+                           : nkv_prefill(e->decoder, r->seq, tokens, n, NULL, NULL, NULL);
+}
+
 static int prefill_chunk(struct nkv_engine *e, struct request *r, uint32_t n)
 {
-    int status = nkv_prefill(e->decoder, r->seq, r->prompt + r->n_fed, n, NULL, NULL, NULL);
+    int status = feed(e, r, n);
 
     if (status < 0 && nkv_seq_status(r->seq) == 0)
         return status;

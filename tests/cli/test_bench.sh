@@ -40,8 +40,9 @@ for bench in 'decode', 'serve':
 
 three = {'p50': float, 'p90': float, 'p99': float}
 want = {'schema': str, 'model': str, 'mode': str, 'batch': int, 'micro_batches': int, 'failed': int, 'wall_s': float, 'ttft_ms': three, 'tpot_ms': three,
-        'queue_ms': three, 'steps': int, 'moves': int, 'most_running': int, 'busiest_to_mean': float, 'devices': list,
-        'load': {'arrivals': str, 'lengths': str, 'requests': int, 'outputs': int, 'seed': int},
+        'queue_ms': three, 'steps': int, 'moves': int, 'most_running': int, 'busiest_to_mean': float, 'busiest_to_mean_bytes': float,
+        'devices': list,
+        'load': {'arrivals': str, 'lengths': str, 'filled': bool, 'requests': int, 'outputs': int, 'least_outputs': int, 'seed': int},
         'throughput': {'requests_per_s': float, 'prompt_tokens_per_s': float, 'output_tokens_per_s': float}}
 prompts = {}
 for model in ('-m', 'needle'), ('--shape', 'needle-256'):
@@ -62,9 +63,20 @@ for model in ('-m', 'needle'), ('--shape', 'needle-256'):
         assert n == 9 * 99 if lengths == 'fixed:100' else 9 * 9 <= n <= 9 * 2047
         assert prompts.setdefault(lengths, n) == n, 'the load depends on the seed alone'
 
+# A prompt that is filled in costs what its keys and values are; each of two tokens reads the 32 pages of 32 tokens of 64 dimensions, K and V.
+page = 32 * 64 * 2 * 2
+out = run('bench', 'serve', '--shape', 'tiny-256', '--fill', '--kv', 'f16', '--mode', 'full', '--lengths', 'fixed:1000', '--requests', 3,
+          '--outputs', 2, '--threads', 1, '--json')[0]
+fields(out, want)
+assert out['load']['filled'] and out['steps'] == 3 and out['devices'][0]['prefill_tokens'] == 3 * 999, out
+assert out['devices'][0]['read_bytes'] == 3 * 2 * 32 * page and out['devices'][0]['written_bytes'] == 3 * 1001 * page // 32, out['devices']
+
+out = run('bench', 'serve', '--shape', 'tiny-256', '--fill', '--lengths', 'fixed:10', '--requests', 40, '--outputs', '3-5', '--threads', 1, '--json')[0]
+assert 40 * 3 < out['devices'][0]['output_tokens'] < 40 * 5 and out['load']['outputs'] == 5 and out['load']['least_outputs'] == 3, out
+
 for flags, message in ((('--arrivals', 'often'), 'poisson:R'), (('--arrivals', 'poisson:0'), 'poisson:'),
                        (('--lengths', 'fixed:0'), 'fixed:'), (('--lengths', 'uniform:9-3'), 'A-B'),
-                       (('--lengths', 'normal:3'), 'loguniform:A-B'), (('--outputs', 1), '--outputs'),
+                       (('--lengths', 'normal:3'), 'loguniform:A-B'), (('--outputs', 1), '--outputs'), (('--outputs', '9-3'), '--outputs A-B'),
                        (('--step-tokens', 100), 'need at least 520'), (('--shape', 'gpt-9'), '--shape')):
     assert message in run('bench', 'serve', *flags, status=2)[1], flags
 PY
