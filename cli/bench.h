@@ -42,6 +42,9 @@ void bench_source_query(struct bench_source *source, float *q);
 /* Appends n_tokens synthetic tokens to every layer, without attention. Progress on stderr when it is a terminal.
  * returns: 0 or a negative status. */
 int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens);
+/* The same in one step, silently. k, v: room for n_tokens [n_kv_heads][head_dim] each. */
+int bench_fill_chunk(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens,
+                     float *k, float *v);
 
 /* Bytes of a benchmark's caches and of what it holds beside, for a model. returns: CLI_OK; CLI_USAGE after a message.
  */
@@ -61,7 +64,8 @@ double bench_median(double *values, uint32_t n, double *min_out);
 
 /* ---- Decoding with a model of random weights (bench_decoder.c). All but close return CLI_*, after a message. ---- */
 
-#define BENCH_MAX_SEQS 8u
+#define BENCH_MAX_SEQS  8u
+#define BENCH_MAX_BATCH 64u
 
 struct bench_decoder_options {
     const char *shape;
@@ -69,6 +73,8 @@ struct bench_decoder_options {
     enum nkv_digest digest;
     struct nkv_seq_options seq; /* but for max_tokens */
     uint32_t max_tokens[BENCH_MAX_SEQS], n_seqs, page_tokens, n_threads;
+    uint32_t batch; /* sequences of each length, which step together */
+    uint32_t n_micro_batches;
 };
 
 struct bench_decoder {
@@ -79,25 +85,27 @@ struct bench_decoder {
     struct nkv_device *device, *compute;
     struct nkv_context *context;
     struct nkv_decoder *decoder;
-    struct nkv_seq *seqs[BENCH_MAX_SEQS];
+    struct nkv_seq *seqs[BENCH_MAX_SEQS][BENCH_MAX_BATCH];
     struct bench_source source;
-    float *logits;
+    float *logits; /* [batch][n_vocab] */
 };
 
-/* What a step took, in ms. */
+/* What a step took, in ms. select and attend: the devices' time; wait: for attention, from begin and in end. With two
+ * micro-batches the devices work while dense layers run: then rest, what is left of the token, may be negative. */
 struct bench_times {
-    double token, fc, select, attend, rest;
+    double token, fc, select, attend, wait, rest;
 };
 
 int bench_decoder_open(const struct bench_decoder_options *options, struct bench_decoder *d);
 void bench_decoder_close(struct bench_decoder *d);
-/* Fills the i-th sequence's cache up to n_tokens. */
+/* Fills the caches of the i-th length up to n_tokens. */
 int bench_decoder_fill(struct bench_decoder *d, uint32_t i, uint32_t n_tokens);
-/* One token of the i-th sequence. */
+/* One token of each sequence of the i-th length. */
 int bench_decoder_step(struct bench_decoder *d, uint32_t i, uint32_t number, struct bench_times *times_out);
 /* What the memory gives just now. */
 int bench_decoder_bandwidth(const struct bench_decoder *d, double *gb_per_s_out);
-/* Weights that a step reads: not an embedding that is not also the output matrix. */
+/* Weights that a step reads: of the layers once per micro-batch; not an embedding that is not also the output matrix.
+ */
 uint64_t bench_decoder_stream_bytes(const struct bench_decoder *d);
 /* Medians of each part; *min_token_out: the least token. */
 int bench_times_median(const struct bench_times *times, uint32_t n, struct bench_times *median_out,

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "cli.h"
+#include "parallel.h"
 #include "progress.h"
 #include "text.h"
 
@@ -332,8 +333,10 @@ int bench_attend_main(int argc, char **argv)
     double min_ms, median_ms, min_gb, gb_per_s, floor_ms;
     int rc = read_options(argc, argv, &b.opt);
 
-    if (rc == CLI_OK)
+    if (rc == CLI_OK) {
+        parallel_tell_binding(b.opt.n_threads);
         rc = bench_open(&b);
+    }
     if (rc == CLI_OK)
         rc = measure(&b);
     if (rc == CLI_OK) {

@@ -36,8 +36,10 @@ static const char usage[] =
     "usage: nearkv bench decode [options]\n"
     "Token time of a model with random weights over a synthetic, filled cache.\n"
     "\n"
-    "  --shape NAME       llama-3.2-1b, llama-3.2-3b, llama-3.1-8b or needle-256 (llama-3.2-1b)\n"
+    "  --shape NAME       llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, needle-256 or tiny-256 (llama-3.2-1b)\n"
     "  --ctx N[,N...]     tokens in the cache; several lengths take turns step by step (4096,131072)\n"
+    "  --batch N          sequences of each length, which step together (1)\n"
+    "  --micro-batches N  1, or 2: the dense layers of one half of the batch under the attention of the other (1)\n"
     "  --weights TYPE     f32, f16, bf16 or q8_0 (bf16)\n"
     "  --kv TYPE          f32, f16, bf16 or q8_0 (q8_0)\n"
     "  --mode MODE        full, recall, pnm or png (pnm)\n"
@@ -50,11 +52,30 @@ static const char usage[] =
     "  --threads N        threads (one per CPU)\n"
     "  --json             one JSON object on stdout\n";
 
-enum { SHAPE = 256, CTX, WEIGHTS, KV, MODE, BUDGET, PAGE, DIGEST, SELECT, RESIDENT, STEPS, THREADS, JSON, HELP };
+enum {
+    SHAPE = 256,
+    CTX,
+    BATCH,
+    MICRO_BATCHES,
+    WEIGHTS,
+    KV,
+    MODE,
+    BUDGET,
+    PAGE,
+    DIGEST,
+    SELECT,
+    RESIDENT,
+    STEPS,
+    THREADS,
+    JSON,
+    HELP
+};
 
 static const struct option long_options[] = {
     {"shape", required_argument, NULL, SHAPE},
     {"ctx", required_argument, NULL, CTX},
+    {"batch", required_argument, NULL, BATCH},
+    {"micro-batches", required_argument, NULL, MICRO_BATCHES},
     {"weights", required_argument, NULL, WEIGHTS},
     {"kv", required_argument, NULL, KV},
     {"mode", required_argument, NULL, MODE},
@@ -121,6 +142,10 @@ static int read_flag(int flag, const char *arg, void *read_arg)
         return CLI_OK;
     case CTX:
         return read_contexts(arg, o);
+    case BATCH:
+        return cli_u32("--batch", arg, 1, BENCH_MAX_BATCH, &o->decoder.batch);
+    case MICRO_BATCHES:
+        return cli_u32("--micro-batches", arg, 1, 2, &o->decoder.n_micro_batches);
     case BUDGET:
         return cli_u32("--budget", arg, 1, 1u << 28, &o->decoder.seq.budget_tokens);
     case PAGE:
@@ -205,9 +230,9 @@ static int medians(const struct bench *b, uint32_t i, struct bench_times *out, d
 static json_t *context_json(const struct bench *b, uint32_t ctx, const struct bench_times *m, double min_ms,
                             double ratio)
 {
-    return json_pack("{s:I, s:{s:f, s:f, s:f, s:f, s:f, s:f}, s:f, s:f}", "ctx", (json_int_t)ctx, "ms", "median",
-                     m->token, "min", min_ms, "fc", m->fc, "select", m->select, "attend", m->attend, "rest", m->rest,
-                     "weight_stream_share", weight_stream(b, m->fc), "ratio_to_first", ratio);
+    return json_pack("{s:I, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f}, s:f, s:f}", "ctx", (json_int_t)ctx, "ms", "median",
+                     m->token, "min", min_ms, "fc", m->fc, "select", m->select, "attend", m->attend, "wait", m->wait,
+                     "rest", m->rest, "weight_stream_share", weight_stream(b, m->fc), "ratio_to_first", ratio);
 }
 
 static int print(const struct bench *b)
@@ -217,14 +242,16 @@ static int print(const struct bench *b)
     double min_ms = 0;
 
     if (!b->opt.json)
-        printf("%s, weights %s (%s), KV %s, mode %s, budget %u, page %u, %u threads, kernels %s, read bandwidth %.2f "
+        printf("%s, weights %s (%s), KV %s, mode %s, budget %u, page %u, batch %u in %u micro-batch%s, %u threads, "
+               "kernels %s, read bandwidth %.2f "
                "GB/s\n"
-               "%10s %10s %10s %10s %10s %10s %10s %8s %8s\n",
+               "%10s %10s %10s %10s %10s %10s %10s %10s %8s %8s\n",
                b->opt.decoder.shape, nkv_dtype_name(b->opt.decoder.weights), cli_bytes(b->decoder.info.weight_bytes),
                nkv_dtype_name(b->opt.decoder.kv), nkv_mode_name(b->opt.decoder.seq.mode),
-               b->opt.decoder.seq.budget_tokens, b->opt.decoder.page_tokens, b->opt.decoder.n_threads,
-               nkv_kernels_name(), b->gb_per_s, "tokens", "ms/token", "least", "dense", "select", "attend", "rest",
-               "weights", "ratio");
+               b->opt.decoder.seq.budget_tokens, b->opt.decoder.page_tokens, b->opt.decoder.batch,
+               b->opt.decoder.n_micro_batches, b->opt.decoder.n_micro_batches > 1 ? "es" : "", b->opt.decoder.n_threads,
+               nkv_kernels_name(), b->gb_per_s, "tokens", "ms/step", "least", "dense", "select", "attend", "wait",
+               "rest", "weights", "ratio");
     for (uint32_t i = 0; i < b->opt.n_ctx; i++) {
         if (medians(b, i, &m, &min_ms) != CLI_OK)
             return CLI_FAILED;
@@ -233,20 +260,22 @@ static int print(const struct bench *b)
         if (b->opt.json)
             json_array_append_new(rows, context_json(b, b->opt.ctx_tokens[i], &m, min_ms, m.token / first.token));
         else
-            printf("%10u %10.2f %10.2f %10.2f %10.2f %10.2f %10.2f %6.0f %% %8.2f\n", b->opt.ctx_tokens[i], m.token,
-                   min_ms, m.fc, m.select, m.attend, m.rest, 100 * weight_stream(b, m.fc), m.token / first.token);
+            printf("%10u %10.2f %10.2f %10.2f %10.2f %10.2f %10.2f %10.2f %6.0f %% %8.2f\n", b->opt.ctx_tokens[i],
+                   m.token, min_ms, m.fc, m.select, m.attend, m.wait, m.rest, 100 * weight_stream(b, m.fc),
+                   m.token / first.token);
     }
     if (!b->opt.json) {
         json_decref(rows);
         return CLI_OK;
     }
-    object =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:f, s:I, s:o}", "schema", "nearkv.bench.decode/1",
-                  "shape", b->opt.decoder.shape, "weights", nkv_dtype_name(b->opt.decoder.weights), "kv",
-                  nkv_dtype_name(b->opt.decoder.kv), "mode", nkv_mode_name(b->opt.decoder.seq.mode), "budget_tokens",
-                  (json_int_t)b->opt.decoder.seq.budget_tokens, "threads", (json_int_t)b->opt.decoder.n_threads,
-                  "steps", (json_int_t)b->opt.n_steps, "kernels", nkv_kernels_name(), "read_bandwidth_gb_s",
-                  b->gb_per_s, "weight_bytes", (json_int_t)b->decoder.info.weight_bytes, "contexts", rows);
+    object = json_pack(
+        "{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:I, s:o}", "schema", "nearkv.bench.decode/1",
+        "shape", b->opt.decoder.shape, "weights", nkv_dtype_name(b->opt.decoder.weights), "kv",
+        nkv_dtype_name(b->opt.decoder.kv), "mode", nkv_mode_name(b->opt.decoder.seq.mode), "budget_tokens",
+        (json_int_t)b->opt.decoder.seq.budget_tokens, "batch", (json_int_t)b->opt.decoder.batch, "micro_batches",
+        (json_int_t)b->opt.decoder.n_micro_batches, "threads", (json_int_t)b->opt.decoder.n_threads, "steps",
+        (json_int_t)b->opt.n_steps, "kernels", nkv_kernels_name(), "read_bandwidth_gb_s", b->gb_per_s, "weight_bytes",
+        (json_int_t)b->decoder.info.weight_bytes, "contexts", rows);
     return text_print_json(object);
 }
 
@@ -256,6 +285,8 @@ int bench_decode_main(int argc, char **argv)
                                           .weights = NKV_BF16,
                                           .kv = NKV_Q8_0,
                                           .page_tokens = 32,
+                                          .batch = 1,
+                                          .n_micro_batches = 1,
                                           .n_threads = cli_cpus()},
                               .ctx_tokens = {4096, 131072},
                               .n_ctx = 2,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A model of a known shape with random weights that decodes over synthetic caches: what `bench decode` and
- * `sim validate` take their times from. Several sequences are open at once and take turns, one step each, so that a
- * noisy neighbour disturbs all alike; a sequence can be filled further between steps.
+ * `sim validate` take their times from. Several lengths are open at once, each a batch of sequences, and take turns,
+ * one step each, so that a noisy neighbour disturbs all alike; a batch can be filled further between steps.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,8 +27,8 @@ static int cache_bytes(const struct bench_decoder *d, const struct nkv_kv_shape 
         seq.max_tokens = d->options.max_tokens[i];
         if (nkv_kv_estimate(shape, seq.max_tokens, &kv) < 0 || nkv_compute_estimate(shape, &seq, &compute_bytes) < 0)
             return cli_usage("%s", nkv_last_error());
-        *device_bytes_out += kv.total_bytes;
-        *compute_bytes_out += compute_bytes;
+        *device_bytes_out += d->options.batch * kv.total_bytes;
+        *compute_bytes_out += d->options.batch * compute_bytes;
     }
     return CLI_OK;
 }
@@ -88,16 +88,20 @@ static int open_sequences(struct bench_decoder *d)
         struct nkv_seq_options seq = d->options.seq;
 
         seq.max_tokens = d->options.max_tokens[i];
-        if (nkv_seq_open(d->context, &seq, &d->seqs[i]) < 0)
-            return cli_fail("%s", nkv_last_error());
+        for (uint32_t b = 0; b < d->options.batch; b++)
+            if (nkv_seq_open(d->context, &seq, &d->seqs[i][b]) < 0)
+                return cli_fail("%s", nkv_last_error());
     }
     return CLI_OK;
 }
 
 int bench_decoder_open(const struct bench_decoder_options *options, struct bench_decoder *d)
 {
-    struct nkv_context_options context = {.size = sizeof context, .n_devices = 1, .max_batch = 1};
-    struct nkv_decoder_options decoder = {.size = sizeof decoder, .n_threads = options->n_threads, .max_batch = 1};
+    struct nkv_context_options context = {.size = sizeof context, .n_devices = 1, .max_batch = options->batch};
+    struct nkv_decoder_options decoder = {.size = sizeof decoder,
+                                          .n_threads = options->n_threads,
+                                          .max_batch = options->batch,
+                                          .n_micro_batches = options->n_micro_batches};
     int rc;
 
     *d = (struct bench_decoder){.options = *options};
@@ -112,7 +116,7 @@ int bench_decoder_open(const struct bench_decoder_options *options, struct bench
     if (nkv_context_open(&context, &d->context) < 0 ||
         nkv_decoder_open(d->model, d->context, &decoder, &d->decoder) < 0)
         return cli_fail("%s", nkv_last_error());
-    d->logits = malloc(d->info.n_vocab * sizeof(float));
+    d->logits = malloc((size_t)options->batch * d->info.n_vocab * sizeof(float));
     if (!d->logits)
         return cli_fail("out of memory");
     if (bench_source_open(&d->shape, 1, &d->source) < 0)
@@ -133,10 +137,12 @@ void bench_decoder_close(struct bench_decoder *d)
 
 int bench_decoder_fill(struct bench_decoder *d, uint32_t i, uint32_t n_tokens)
 {
-    uint32_t n_held = nkv_seq_length(d->seqs[i]);
+    for (uint32_t b = 0; b < d->options.batch; b++) {
+        uint32_t n_held = nkv_seq_length(d->seqs[i][b]);
 
-    if (bench_fill(d->context, d->seqs[i], &d->source, n_tokens - n_held) < 0)
-        return cli_fail("%s", nkv_last_error());
+        if (bench_fill(d->context, d->seqs[i][b], &d->source, n_tokens - n_held) < 0)
+            return cli_fail("%s", nkv_last_error());
+    }
     return CLI_OK;
 }
 
@@ -144,20 +150,27 @@ int bench_decoder_step(struct bench_decoder *d, uint32_t i, uint32_t number, str
 {
     struct nkv_decode_times times;
     struct nkv_seq_stats stats;
-    int32_t token = (int32_t)(number % d->info.n_vocab);
-    uint64_t start_ns = progress_now_ns();
+    int32_t tokens[BENCH_MAX_BATCH];
+    uint64_t start_ns;
 
-    nkv_seq_stats_reset(d->seqs[i]);
-    if (nkv_decode(d->decoder, &d->seqs[i], &token, 1, d->logits) < 0)
+    for (uint32_t b = 0; b < d->options.batch; b++) {
+        tokens[b] = (int32_t)((number + b) % d->info.n_vocab);
+        nkv_seq_stats_reset(d->seqs[i][b]);
+    }
+    start_ns = progress_now_ns();
+    if (nkv_decode(d->decoder, d->seqs[i], tokens, d->options.batch, d->logits) < 0)
         return cli_fail("%s", nkv_last_error());
-    if (nkv_seq_status(d->seqs[i]) < 0)
-        return cli_fail("%s", nkv_seq_error(d->seqs[i]));
-    times_out->token = (double)(progress_now_ns() - start_ns) * 1e-6;
+    *times_out = (struct bench_times){.token = (double)(progress_now_ns() - start_ns) * 1e-6};
+    for (uint32_t b = 0; b < d->options.batch; b++) {
+        if (nkv_seq_status(d->seqs[i][b]) < 0)
+            return cli_fail("%s", nkv_seq_error(d->seqs[i][b]));
+        nkv_seq_stats(d->seqs[i][b], &stats);
+        times_out->select += (double)stats.select_ns * 1e-6;
+        times_out->attend += (double)stats.attend_ns * 1e-6;
+    }
     nkv_decoder_times(d->decoder, &times);
-    nkv_seq_stats(d->seqs[i], &stats);
     times_out->fc = (double)times.fc_ns * 1e-6;
-    times_out->select = (double)stats.select_ns * 1e-6;
-    times_out->attend = (double)stats.attend_ns * 1e-6;
+    times_out->wait = (double)times.attend_ns * 1e-6;
     times_out->rest = times_out->token - times_out->fc - times_out->select - times_out->attend;
     return CLI_OK;
 }
@@ -173,8 +186,9 @@ uint64_t bench_decoder_stream_bytes(const struct bench_decoder *d)
 {
     static const double element_bytes[NKV_DTYPE_COUNT] = {4, 2, 2, 34.0 / 32};
     double embedding = (double)d->info.n_vocab * d->info.n_embd * element_bytes[d->options.weights];
+    uint64_t head = (uint64_t)embedding, layers = d->info.weight_bytes - head * (d->info.tied_embeddings ? 1 : 2);
 
-    return d->info.weight_bytes - (d->info.tied_embeddings ? 0 : (uint64_t)embedding);
+    return layers * (d->options.batch > 1 ? d->options.n_micro_batches : 1) + head;
 }
 
 int bench_times_median(const struct bench_times *times, uint32_t n, struct bench_times *median_out,

@@ -40,7 +40,7 @@ static const char usage[] =
     "usage: nearkv bench prefill [options]\n"
     "Prefill of a model with random weights, against the matrix product rate of this machine's FC library.\n"
     "\n"
-    "  --shape NAME      llama-3.2-1b, llama-3.2-3b, llama-3.1-8b or needle-256 (llama-3.2-1b)\n"
+    "  --shape NAME      llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, needle-256 or tiny-256 (llama-3.2-1b)\n"
     "  --ctx N           tokens to prefill (2048)\n"
     "  --chunk N         tokens per chunk (512)\n"
     "  --weights TYPE    f32, f16, bf16 or q8_0 (bf16)\n"

@@ -2,7 +2,9 @@
 /*
  * nearkv bench serve: an engine under a load of requests that come at random or all at once. One loop submits what has
  * arrived and makes steps; between arrivals, when nothing runs, it sleeps. Prompts are random tokens, and end tokens
- * are passed over, so that every request gives as many tokens as it was asked for.
+ * are passed over, so that every request gives as many tokens as it was asked for. With --fill a prompt is not computed
+ * but its cache is there, as if another machine had made it: what is then measured is decoding, and with long prompts
+ * only that can be measured in minutes. Everything else is as ever: admission, placement, moves, batches.
  *
  * Time is the machine's: a run with arrivals takes as long as they do. A virtual clock belongs to the simulator.
  */
@@ -13,13 +15,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bench.h"
 #include "cli.h"
 #include "progress.h"
 #include "text.h"
 
 #define CHUNK_TOKENS 512u
 #define MAX_SLEEP_NS 50000000u
+/* With --fill a step takes all prompts that it finds. */
+#define FILL_STEP_TOKENS (1u << 30)
 
 static const char usage[] =
     "usage: nearkv bench serve [--arrivals A] [--lengths L] [options]\n"
@@ -27,9 +30,11 @@ static const char usage[] =
     "\n"
     "  --arrivals A            poisson:R (R requests per second) or all (at once; all)\n"
     "  --lengths L             of prompts: uniform:A-B, loguniform:A-B or fixed:N tokens (uniform:128-1024)\n"
-    "  --outputs N             tokens that each request gets, at least 2 (32)\n"
+    "  --outputs N|A-B         tokens that each request gets, from A to B at random; at least 2 (32)\n"
+    "  --fill                  prompts are not computed: random keys and values are put into the cache\n"
     "  --requests N            how many requests (16)\n"
     "  --batch N               requests that run at a time (8)\n"
+    "  --micro-batches N       1, or 2: dense layers of one half of a decode step under attention of the other (1)\n"
     "  --step-tokens N         tokens of a step, prompts and decoding together (a chunk of 512 beside the batch)\n"
     "  --kv-parallel auto|dp|cp|tp  as in run (dp: who else is served never changes the rounding of a text)\n"
     "  --move-steps N          a sequence moves to another device when that pays within N steps; 0: never (256)\n"
@@ -42,8 +47,10 @@ enum {
     ARRIVALS = SESSION_END,
     LENGTHS,
     OUTPUTS,
+    FILL,
     REQUESTS,
     BATCH,
+    MICRO_BATCHES,
     STEP_TOKENS,
     MOVE_STEPS,
     SEED,
@@ -59,8 +66,10 @@ static const struct option long_options[] = {
     {"kv-parallel", required_argument, NULL, SESSION_KV_PARALLEL},
     {"lengths", required_argument, NULL, LENGTHS},
     {"outputs", required_argument, NULL, OUTPUTS},
+    {"fill", no_argument, NULL, FILL},
     {"requests", required_argument, NULL, REQUESTS},
     {"batch", required_argument, NULL, BATCH},
+    {"micro-batches", required_argument, NULL, MICRO_BATCHES},
     {"step-tokens", required_argument, NULL, STEP_TOKENS},
     {"move-steps", required_argument, NULL, MOVE_STEPS},
     {"seed", required_argument, NULL, SEED},
@@ -81,11 +90,16 @@ static int read_flag(int flag, const char *arg, void *read_arg)
     case LENGTHS:
         return serve_read_lengths(arg, o);
     case OUTPUTS:
-        return cli_u32("--outputs", arg, 2, 1u << 28, &o->n_outputs);
+        return serve_read_outputs(arg, o);
+    case FILL:
+        o->fill = true;
+        return CLI_OK;
     case REQUESTS:
         return cli_u32("--requests", arg, 1, 1000000, &o->n_requests);
     case BATCH:
         return cli_u32("--batch", arg, 1, 4096, &o->batch);
+    case MICRO_BATCHES:
+        return cli_u32("--micro-batches", arg, 1, 2, &o->session.n_micro_batches);
     case STEP_TOKENS:
         return cli_u32("--step-tokens", arg, 1, 1u << 28, &o->step_tokens);
     case MOVE_STEPS:
@@ -111,14 +125,14 @@ static struct nkv_seq_options seq_options(const struct serve *s, const struct se
 {
     struct nkv_seq_options seq;
 
-    session_seq_options(&s->session, r->n_prompt, r->n_prompt + s->opt.n_outputs - 1, &seq);
+    session_seq_options(&s->session, r->n_prompt, r->n_prompt + r->n_outputs - 1, &seq);
     return seq;
 }
 
 /* Room for a batch of the longest, spread over the devices. */
 static int need_of(const struct serve *s, struct session_need *need_out)
 {
-    const struct serve_request longest = {.n_prompt = s->longest};
+    const struct serve_request longest = {.n_prompt = s->longest, .n_outputs = s->opt.max_outputs};
     struct nkv_seq_options seq = seq_options(s, &longest);
     uint32_t n_devices = session_device_count(&s->opt.session), n_homes = session_home_count(&s->opt.session);
     struct session_need need = {.max_batch = s->opt.batch};
@@ -158,8 +172,11 @@ static int cache_bytes(void *arg, const struct nkv_kv_shape *shape, const struct
 static int open_shape(struct serve *s)
 {
     const struct session_options *o = &s->opt.session;
-    struct nkv_decoder_options decoder = {
-        .size = sizeof decoder, .n_threads = o->n_threads, .max_batch = s->opt.batch, .chunk_tokens = CHUNK_TOKENS};
+    struct nkv_decoder_options decoder = {.size = sizeof decoder,
+                                          .n_threads = o->n_threads,
+                                          .max_batch = s->opt.batch,
+                                          .chunk_tokens = CHUNK_TOKENS,
+                                          .n_micro_batches = o->n_micro_batches};
     struct estimate program = {
         .shape = {.page_tokens = o->page_tokens, .dtype = o->kv, .digest = o->digest},
         .mode = o->seq.mode,
@@ -251,7 +268,7 @@ static void submit(struct serve *s, uint32_t i)
     struct nkv_request request = {.size = sizeof request,
                                   .prompt = s->prompt,
                                   .n_prompt = r->n_prompt,
-                                  .max_new_tokens = s->opt.n_outputs,
+                                  .max_new_tokens = r->n_outputs,
                                   .ignores_end = true,
                                   .seq = seq_options(s, r),
                                   .sampler = {.size = sizeof request.sampler, .top_p = 1}};
@@ -297,33 +314,61 @@ static int drive(struct serve *s, struct progress *progress)
     return CLI_OK;
 }
 
-/* Adds sign times what the devices have worked since they were opened. */
-static int count_busy(struct serve *s, bool begins)
+/* What the devices have worked; before the run: what they had until then. */
+static int count_work(struct serve *s, bool begins)
 {
     for (uint32_t i = 0; i < s->session.n_devices; i++) {
+        struct serve_device *d = &s->devices[i];
         struct nkv_device_report report;
 
         if (nkv_context_device(s->session.context, i, &report) < 0)
             return cli_fail("%s", nkv_last_error());
-        s->devices[i].busy_ns = report.busy_ns - (begins ? 0 : s->devices[i].busy_ns);
+        d->busy_ns = report.busy_ns - (begins ? 0 : d->busy_ns);
+        d->read_bytes = report.read_bytes - (begins ? 0 : d->read_bytes);
+        d->written_bytes = report.written_bytes - (begins ? 0 : d->written_bytes);
     }
     return CLI_OK;
+}
+
+static int fill(void *arg, struct nkv_seq *seq, const int32_t *tokens, uint32_t n)
+{
+    struct serve *s = arg;
+
+    (void)tokens;
+    return bench_fill_chunk(s->session.context, seq, &s->source, n, s->k, s->v);
+}
+
+static int open_fill(struct serve *s)
+{
+    const struct nkv_kv_shape *shape = &s->session.shape;
+    size_t floats = (size_t)CHUNK_TOKENS * shape->n_kv_heads * shape->head_dim;
+
+    if (!s->opt.fill)
+        return CLI_OK;
+    s->k = malloc(floats * sizeof *s->k);
+    s->v = malloc(floats * sizeof *s->v);
+    if (!s->k || !s->v)
+        return cli_fail("out of memory");
+    return bench_source_open(shape, s->opt.seed, &s->source) < 0 ? CLI_FAILED : CLI_OK;
 }
 
 static int run(struct serve *s)
 {
     const struct nkv_engine_options options = {.size = sizeof options,
                                                .max_running = s->opt.batch,
+                                               .chunk_tokens = CHUNK_TOKENS,
                                                .step_tokens = s->opt.step_tokens,
                                                .move_steps = s->opt.move_steps,
                                                .event = on_event,
-                                               .event_arg = s};
+                                               .event_arg = s,
+                                               .fill = s->opt.fill ? fill : NULL,
+                                               .fill_arg = s};
     struct progress progress;
     int rc;
 
     if (nkv_engine_open(s->session.decoder, &options, &s->engine) < 0)
         return cli_usage("%s", nkv_last_error());
-    rc = count_busy(s, true);
+    rc = count_work(s, true);
     if (rc != CLI_OK)
         return rc;
     progress_catch_interrupt();
@@ -332,7 +377,7 @@ static int run(struct serve *s)
     rc = drive(s, &progress);
     s->end_ns = progress_now_ns();
     progress_end(&progress);
-    return rc == CLI_OK ? count_busy(s, false) : rc;
+    return rc == CLI_OK ? count_work(s, false) : rc;
 }
 
 static void set_defaults(struct serve_options *o)
@@ -343,11 +388,13 @@ static void set_defaults(struct serve_options *o)
                                 .lengths = SERVE_UNIFORM,
                                 .min_length = 128,
                                 .max_length = 1024,
-                                .n_outputs = 32,
+                                .min_outputs = 32,
+                                .max_outputs = 32,
                                 .n_requests = 16,
                                 .batch = 8,
                                 .move_steps = 256};
     session_defaults(&o->session);
+    o->session.n_micro_batches = 1;
 }
 
 /* The session's options follow the benchmark's own. */
@@ -359,6 +406,8 @@ static int read_options(int argc, char **argv, struct serve_options *o)
     set_defaults(o);
     snprintf(help, sizeof help, "%s%s", usage, session_help);
     rc = bench_read_options(argc, argv, help, long_options, HELP, read_flag, o);
+    if (o->fill && !o->step_tokens)
+        o->step_tokens = FILL_STEP_TOKENS;
     return rc == CLI_OK ? session_check(&o->session) : rc;
 }
 
@@ -373,11 +422,16 @@ int bench_serve_main(int argc, char **argv)
     if (rc == CLI_OK)
         rc = s.opt.shape ? open_shape(&s) : open_model(&s);
     if (rc == CLI_OK)
+        rc = open_fill(&s);
+    if (rc == CLI_OK)
         rc = run(&s);
     if (rc == CLI_OK)
         rc = serve_print(&s);
     nkv_engine_close(s.engine);
     session_close(&s.session);
+    bench_source_close(&s.source);
+    free(s.k);
+    free(s.v);
     free(s.requests);
     free(s.prompt);
     return rc;

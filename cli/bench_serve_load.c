@@ -58,6 +58,19 @@ int serve_read_lengths(const char *arg, struct serve_options *o)
     return cli_usage("--lengths %s: give uniform:A-B, loguniform:A-B or fixed:N", arg);
 }
 
+int serve_read_outputs(const char *arg, struct serve_options *o)
+{
+    char low[32];
+    const char *dash = strchr(arg, '-');
+    int rc;
+
+    snprintf(low, sizeof low, "%.*s", dash ? (int)(dash - arg) : (int)strlen(arg), arg);
+    rc = cli_u32("--outputs", low, 2, MAX_LENGTH, &o->min_outputs);
+    o->max_outputs = o->min_outputs;
+    return rc == CLI_OK && dash ? cli_u32("--outputs A-B: B", dash + 1, o->min_outputs, MAX_LENGTH, &o->max_outputs)
+                                : rc;
+}
+
 /* From 0 to below 1. */
 static double uniform(uint64_t *random)
 {
@@ -70,6 +83,13 @@ static uint32_t draw_length(const struct serve_options *o, uint64_t *random)
     double length = o->lengths == SERVE_LOG_UNIFORM ? low * pow(high / low, u) : low + floor(u * (high - low + 1));
 
     return length < high ? (uint32_t)length : o->max_length;
+}
+
+static uint32_t draw_outputs(const struct serve_options *o, uint64_t *random)
+{
+    if (o->min_outputs == o->max_outputs)
+        return o->min_outputs;
+    return o->min_outputs + (uint32_t)(uniform(random) * (o->max_outputs - o->min_outputs + 1));
 }
 
 int serve_draw(struct serve *s)
@@ -88,6 +108,7 @@ int serve_draw(struct serve *s)
         if (o->rate > 0)
             at_s -= log1p(-uniform(&random)) / (double)o->rate;
         s->requests[i].arrival_ns = (uint64_t)(at_s * 1e9);
+        s->requests[i].n_outputs = draw_outputs(o, &random);
     }
     s->prompt = malloc(s->longest * sizeof *s->prompt);
     return s->prompt ? CLI_OK : cli_fail("out of memory");

@@ -62,14 +62,26 @@ static int percentiles_of(const struct serve *s, double (*value)(const struct se
     return CLI_OK;
 }
 
-/* The busiest device's time over the mean. */
-static double imbalance(const struct serve *s)
+static uint64_t busy_ns(const struct serve_device *d)
+{
+    return d->busy_ns;
+}
+
+static uint64_t moved_bytes(const struct serve_device *d)
+{
+    return d->read_bytes + d->written_bytes;
+}
+
+/* The busiest device's work over the mean. */
+static double imbalance(const struct serve *s, uint64_t (*work)(const struct serve_device *d))
 {
     uint64_t most = 0, sum = 0;
 
     for (uint32_t i = 0; i < s->session.n_devices; i++) {
-        sum += s->devices[i].busy_ns;
-        most = s->devices[i].busy_ns > most ? s->devices[i].busy_ns : most;
+        uint64_t own = work(&s->devices[i]);
+
+        sum += own;
+        most = own > most ? own : most;
     }
     return sum ? (double)most * s->session.n_devices / (double)sum : 1;
 }
@@ -86,11 +98,12 @@ static json_t *devices_json(const struct serve *s, double wall_s)
     for (uint32_t i = 0; array && i < s->session.n_devices; i++) {
         const struct serve_device *d = &s->devices[i];
 
-        json_array_append_new(array,
-                              json_pack("{s:I, s:f, s:f, s:I, s:I, s:I}", "device", (json_int_t)i, "busy_s",
-                                        (double)d->busy_ns * 1e-9, "busy_share", (double)d->busy_ns * 1e-9 / wall_s,
-                                        "sequences", (json_int_t)d->n_sequences, "prefill_tokens",
-                                        (json_int_t)d->prefill_tokens, "output_tokens", (json_int_t)d->output_tokens));
+        json_array_append_new(
+            array, json_pack("{s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "device", (json_int_t)i, "busy_s",
+                             (double)d->busy_ns * 1e-9, "busy_share", (double)d->busy_ns * 1e-9 / wall_s, "read_bytes",
+                             (json_int_t)d->read_bytes, "written_bytes", (json_int_t)d->written_bytes, "sequences",
+                             (json_int_t)d->n_sequences, "prefill_tokens", (json_int_t)d->prefill_tokens,
+                             "output_tokens", (json_int_t)d->output_tokens));
     }
     return array;
 }
@@ -128,21 +141,24 @@ static json_t *report_json(const struct serve *s, const struct totals *t)
 {
     const struct serve_options *o = &s->opt;
     json_t *load =
-        json_pack("{s:s, s:s, s:I, s:I, s:I}", "arrivals", o->arrivals_text, "lengths", o->lengths_text, "requests",
-                  (json_int_t)o->n_requests, "outputs", (json_int_t)o->n_outputs, "seed", (json_int_t)o->seed);
+        json_pack("{s:s, s:s, s:b, s:I, s:I, s:I, s:I}", "arrivals", o->arrivals_text, "lengths", o->lengths_text,
+                  "filled", o->fill, "requests", (json_int_t)o->n_requests, "outputs", (json_int_t)o->max_outputs,
+                  "least_outputs", (json_int_t)o->min_outputs, "seed", (json_int_t)o->seed);
     bool spreads = session_kv_parallel(&o->session) != NKV_KV_DATA;
     json_t *rates =
         json_pack("{s:f, s:f, s:f}", "requests_per_s", (s->n_ended - s->n_failed) / t->wall_s, "prompt_tokens_per_s",
                   (double)t->n_prompt / t->wall_s, "output_tokens_per_s", (double)t->n_output / t->wall_s);
 
-    return json_pack("{s:s, s:s, s:s, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:f, s:o, s:o*}", "schema",
-                     "nearkv.bench.serve/1", "model", s->session.info.name, "mode", nkv_mode_name(o->session.seq.mode),
-                     "batch", (json_int_t)o->batch, "load", load, "failed", (json_int_t)s->n_failed, "wall_s",
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:f, s:f, s:o, s:o*}",
+                     "schema", "nearkv.bench.serve/1", "model", s->session.info.name, "mode",
+                     nkv_mode_name(o->session.seq.mode), "batch", (json_int_t)o->batch, "micro_batches",
+                     (json_int_t)o->session.n_micro_batches, "load", load, "failed", (json_int_t)s->n_failed, "wall_s",
                      t->wall_s, "ttft_ms", percentiles_json(&t->ttft), "tpot_ms", percentiles_json(&t->tpot),
                      "queue_ms", percentiles_json(&t->queue), "throughput", rates, "steps",
                      (json_int_t)t->engine.n_steps, "moves", (json_int_t)t->engine.n_moves, "most_running",
-                     (json_int_t)t->engine.most_running, "busiest_to_mean", imbalance(s), "devices",
-                     devices_json(s, t->wall_s), "kv_parallel", spreads ? kv_parallel_json(s) : NULL);
+                     (json_int_t)t->engine.most_running, "busiest_to_mean", imbalance(s, busy_ns),
+                     "busiest_to_mean_bytes", imbalance(s, moved_bytes), "devices", devices_json(s, t->wall_s),
+                     "kv_parallel", spreads ? kv_parallel_json(s) : NULL);
 }
 
 static void print_row(const char *what, const struct percentiles *p)
@@ -150,13 +166,27 @@ static void print_row(const char *what, const struct percentiles *p)
     printf("%-10s %10.2f %10.2f %10.2f\n", what, p->p50, p->p90, p->p99);
 }
 
+static void print_device(const struct serve *s, uint32_t i, double wall_s)
+{
+    const struct serve_device *d = &s->devices[i];
+
+    printf("device %-3u busy %8.3f s (%5.1f %%), read %s, wrote %s, %u sequences, %llu prompt and %llu output tokens\n",
+           i, (double)d->busy_ns * 1e-9, (double)d->busy_ns * 1e-7 / wall_s, cli_bytes(d->read_bytes),
+           cli_bytes(d->written_bytes), d->n_sequences, (unsigned long long)d->prefill_tokens,
+           (unsigned long long)d->output_tokens);
+}
+
 static void print_text(const struct serve *s, const struct totals *t)
 {
     const struct serve_options *o = &s->opt;
 
-    printf("%s, mode %s: %u requests, %s, prompts %s, %u tokens each, at most %u at a time (%u seen), seed %llu\n",
-           s->session.info.name, nkv_mode_name(o->session.seq.mode), o->n_requests, o->arrivals_text, o->lengths_text,
-           o->n_outputs, o->batch, t->engine.most_running, (unsigned long long)o->seed);
+    printf("%s, mode %s: %u requests, %s, prompts %s%s, ", s->session.info.name, nkv_mode_name(o->session.seq.mode),
+           o->n_requests, o->arrivals_text, o->lengths_text, o->fill ? " (filled in, not computed)" : "");
+    if (o->min_outputs < o->max_outputs)
+        printf("%u to ", o->min_outputs);
+    printf("%u tokens each, at most %u at a time (%u seen) in %u micro-batch%s, seed %llu\n", o->max_outputs, o->batch,
+           t->engine.most_running, o->session.n_micro_batches, o->session.n_micro_batches > 1 ? "es" : "",
+           (unsigned long long)o->seed);
     printf("%-10s %10s %10s %10s\n", "ms", "p50", "p90", "p99");
     print_row("TTFT", &t->ttft);
     print_row("TPOT", &t->tpot);
@@ -166,15 +196,13 @@ static void print_text(const struct serve *s, const struct totals *t)
            (double)t->n_output / t->wall_s, (unsigned long long)t->engine.n_steps,
            (unsigned long long)t->engine.n_moves);
     for (uint32_t i = 0; i < s->session.n_devices; i++)
-        printf("device %-3u busy %8.3f s (%5.1f %%), %u sequences, %llu prompt and %llu output tokens\n", i,
-               (double)s->devices[i].busy_ns * 1e-9, (double)s->devices[i].busy_ns * 1e-7 / t->wall_s,
-               s->devices[i].n_sequences, (unsigned long long)s->devices[i].prefill_tokens,
-               (unsigned long long)s->devices[i].output_tokens);
+        print_device(s, i, t->wall_s);
     if (session_kv_parallel(&o->session) != NKV_KV_DATA)
         printf("all devices (%s): %u sequences, %llu prompt and %llu output tokens\n",
                nkv_kv_parallel_name(o->session.kv_parallel), s->spread.n_sequences,
                (unsigned long long)s->spread.prefill_tokens, (unsigned long long)s->spread.output_tokens);
-    printf("busiest device %.2f x the mean\n", imbalance(s));
+    printf("busiest device %.2f x the mean by time, %.3f x by bytes read and written\n", imbalance(s, busy_ns),
+           imbalance(s, moved_bytes));
 }
 
 int serve_print(const struct serve *s)

@@ -83,8 +83,8 @@ void bench_source_query(struct bench_source *source, float *q)
             *q++ = normal(&source->random) + 2.0f * source->direction[h / group * dim + d];
 }
 
-static int fill_chunk(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens,
-                      float *k, float *v)
+int bench_fill_chunk(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens,
+                     float *k, float *v)
 {
     struct nkv_attend_item item = {.seq = seq, .n_tokens = n_tokens, .k = k, .v = v};
     struct nkv_ticket *ticket;
@@ -112,7 +112,7 @@ int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_so
     for (uint32_t done = 0; status >= 0 && done < n_tokens; done += BENCH_FILL_TOKENS) {
         uint32_t n = n_tokens - done < BENCH_FILL_TOKENS ? n_tokens - done : BENCH_FILL_TOKENS;
 
-        status = fill_chunk(context, seq, source, n, k, v);
+        status = bench_fill_chunk(context, seq, source, n, k, v);
         if (show && done % (64 * BENCH_FILL_TOKENS) == 0)
             fprintf(stderr, "\rfilling the cache: %3u %%", (uint32_t)(100.0 * done / n_tokens));
     }

@@ -32,6 +32,30 @@ static uint32_t default_threads(const struct parallel *p)
     return share ? share : 1;
 }
 
+/* Before anybody asks how many CPUs there are, and before threads start. */
+static void unbind(const struct parallel *p, uint32_t n_threads)
+{
+    if ((n_threads && n_threads <= cli_cpus()) || !nkv_mpi_unbind(p->mpi) || p->rank > 0)
+        return;
+    fprintf(
+        stderr,
+        "nearkv: mpirun bound each process to one core for want of orders: their threads use all %u CPUs now (to keep "
+        "a binding ask for it: --bind-to core)\n",
+        cli_cpus());
+}
+
+void parallel_tell_binding(uint32_t n_threads)
+{
+    uint32_t rank, size, cpus = cli_cpus(), all = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
+
+    if (nkv_mpi_launched(&rank, &size) && rank == 0 && n_threads > cpus && cpus < all)
+        fprintf(
+            stderr,
+            "nearkv: %u threads share %u of %u CPUs, to which the launcher bound each process: mpirun --bind-to none "
+            "leaves them all\n",
+            n_threads, cpus, all);
+}
+
 bool parallel_launched(void)
 {
     uint32_t rank, size;
@@ -110,6 +134,8 @@ int parallel_roles(struct parallel *p, int rc, struct session_options *session)
     rc = agree(p, rc);
     if (rc != CLI_OK || !p->mpi)
         return rc;
+    unbind(p, session->n_threads);
+    parallel_tell_binding(session->n_threads);
     if (nkv_mpi_comm(p->mpi, n_tp, &p->comm) < 0)
         return cli_fail("%s", nkv_last_error());
     session->comm = p->comm;
@@ -213,6 +239,8 @@ int parallel_bench(int argc, char **argv, int (*bench)(int argc, char **argv))
     if (rc == CLI_OK && nkv_mpi_comm(p.mpi, 1, &p.comm) < 0)
         rc = cli_fail("%s", nkv_last_error());
     p.busy = rc == CLI_OK;
+    if (rc == CLI_OK)
+        unbind(&p, 0);
     if (rc == CLI_OK && p.rank == 0)
         rc = bench(argc, argv);
     else if (rc == CLI_OK && nkv_mpi_serve(p.mpi) < 0) {

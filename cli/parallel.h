@@ -30,6 +30,8 @@ struct parallel {
 int parallel_begin(struct parallel *parallel);
 /* Whether a launcher started this process as one of several. */
 bool parallel_launched(void);
+/* Rank 0: says so where threads share CPUs because the launcher bound this process. */
+void parallel_tell_binding(uint32_t n_threads);
 /* The value of --tp or --pnm-ranks. */
 int parallel_option(const char *flag, const char *arg, uint32_t *n_out);
 /* What is wrong between the flags and the job; then the roles. rc: of reading the command line. Puts the PNM ranks into

@@ -134,6 +134,7 @@ static struct nkv_decoder_options decoder_options(const struct session *session,
         .max_batch = max_batch,
         .chunk_tokens = CHUNK_TOKENS,
         .comm = session->options.comm,
+        .n_micro_batches = session->options.n_micro_batches,
     };
 }
 

@@ -28,6 +28,7 @@ struct session_options {
     const char *memory;    /* of the devices of this process; NULL: ordinary memory */
     uint32_t reconnect_s;  /* how long a lost device is waited for; 0: not at all */
     struct nkv_comm *comm; /* the processes that share the dense layers; NULL: this one alone */
+    uint32_t n_micro_batches;
 };
 
 enum {

@@ -127,15 +127,9 @@ static int check_budget(const struct session_options *o, const char *flag, uint3
                      (unsigned long long)least);
 }
 
-/* Whether sequences of the mode can lie on several devices. */
-static bool spreads(const struct session_options *o)
-{
-    return o->seq.mode == NKV_MODE_FULL || o->seq.mode == NKV_MODE_PNM;
-}
-
 enum nkv_kv_parallel session_kv_parallel(const struct session_options *o)
 {
-    bool whole = session_device_count(o) == 1 || !spreads(o) || o->trace || o->memory;
+    bool whole = session_device_count(o) == 1 || o->trace || o->memory;
 
     return o->kv_parallel == NKV_KV_AUTO && whole ? NKV_KV_DATA : o->kv_parallel;
 }
@@ -146,9 +140,6 @@ static int check_kv_parallel(const struct session_options *o)
 
     if (o->kv_parallel == NKV_KV_DATA || o->kv_parallel == NKV_KV_AUTO)
         return CLI_OK;
-    if (!spreads(o))
-        return cli_usage("--kv-parallel %s: mode %s needs each sequence on one device: give --mode full or --mode pnm",
-                         name, nkv_mode_name(o->seq.mode));
     if (o->trace || o->memory)
         return cli_usage("--kv-parallel %s: no %s of sequences that lie on several devices: leave it out", name,
                          o->trace ? "--trace" : "--memory");

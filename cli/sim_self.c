@@ -46,6 +46,8 @@ static int open_decoder(const struct self *self, struct bench_decoder *d)
                                             .weights = NKV_BF16,
                                             .kv = NKV_Q8_0,
                                             .n_seqs = N_SEQS,
+                                            .batch = 1,
+                                            .n_micro_batches = 1,
                                             .page_tokens = PAGE_TOKENS,
                                             .n_threads = self->n_threads};
     uint32_t more = SELF_CONTEXTS * (self->n_steps + 1);

@@ -276,6 +276,10 @@ struct nkv_device_stat {
     uint64_t n_commands;
     uint32_t n_sequences;
     uint32_t n_free_pages, n_total_pages; /* all layers of one page together */
+    /* What commands asked for, a measure of work that no clock disturbs; 0: not counted. Read: pages by ATTEND (once
+     * for each block of queries that it takes together) and READ, digests by SELECT and READ. Written: keys and values
+     * by APPEND, pages and digests by WRITE. Commands that failed do not count. */
+    uint64_t read_bytes, written_bytes;
 };
 
 /*

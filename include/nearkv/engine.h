@@ -46,6 +46,13 @@ struct nkv_engine_options {
     uint32_t move_steps;
     void (*event)(void *arg, const struct nkv_engine_event *event); /* may submit and cancel */
     void *event_arg;
+    /*
+     * In place of nkv_prefill: appends the keys and values of n tokens of a prompt, computed elsewhere, to every layer
+     * of a sequence (nkv_attend_begin without q, nkv_step_end). NULL: the decoder computes them. returns: 0 or what
+     * failed; the sequence then has what it had, or its status says that it failed.
+     */
+    int (*fill)(void *arg, struct nkv_seq *seq, const int32_t *tokens, uint32_t n);
+    void *fill_arg;
 };
 
 /* The decoder and its context are borrowed until close. options: NULL or zero fields mean the defaults. returns: 0,

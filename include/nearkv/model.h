@@ -44,8 +44,8 @@ struct nkv_model_info {
 NKV_API int nkv_model_open(const char *path, struct nkv_model **model_out);
 /* The same from memory; data is borrowed until close. */
 NKV_API int nkv_model_open_memory(const void *data, size_t bytes, const char *name, struct nkv_model **model_out);
-/* A model of a known shape ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "needle-256") with random weights of
- * `dtype` and no tokenizer, for benchmarks. */
+/* A model of a known shape ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "needle-256", "tiny-256") with random
+ * weights of `dtype` and no tokenizer, for benchmarks. */
 NKV_API int nkv_model_open_random(const char *shape, enum nkv_dtype dtype, uint64_t seed, struct nkv_model **model_out);
 /* The same with weights of zero, which take no memory before they are read: to ask what it would need. */
 NKV_API int nkv_model_open_blank(const char *shape, enum nkv_dtype dtype, struct nkv_model **model_out);
@@ -98,6 +98,10 @@ struct nkv_decoder_options {
     uint32_t max_batch;    /* sequences per decode step; default 16 */
     uint32_t chunk_tokens; /* of prefill; default 512; the context's max_tokens must be at least this */
     struct nkv_comm *comm; /* the processes that the model is sharded over (nkv_model_shard); NULL: this one alone */
+    /* 2: a decode step's rows go through the layers in two halves, so that the devices attend for one while the dense
+     * layers of the other run; weights are then read twice per step. Up to 16 rows logits stay the same to the bit.
+     * 1: all rows together, the default. */
+    uint32_t n_micro_batches;
 };
 
 /* The KV shape for a model. */

@@ -96,8 +96,8 @@ struct nkv_seq;
 struct nkv_ticket;
 
 /*
- * How sequences lie on the PNM devices. CONTEXT and HEADS make one of all of them, which every sequence shares: modes
- * full and pnm, no sessions, no record_scores. The same page sets are chosen as with one device (HEADS with
+ * How sequences lie on the PNM devices. CONTEXT and HEADS make one of all of them, which every sequence shares: every
+ * mode, no sessions, no record_scores. The same page sets are chosen as with one device (HEADS with
  * NKV_SELECT_LAYER: up to the rounding of scores), outputs differ by rounding only.
  * AUTO chooses for each sequence when it is opened, and for good: CONTEXT where no device has room for it, or where the
  * step of the busiest device is predicted to become much shorter (long contexts, fewer of them than devices); DATA
@@ -387,15 +387,16 @@ struct nkv_device_report {
     char name[64];
     uint64_t capacity_bytes, used_bytes, busy_ns;
     uint32_t n_sequences, n_free_pages, n_total_pages;
-    uint64_t window_bytes; /* of its I/O window: memory on top of the capacity, committed as it is used */
+    uint64_t window_bytes;              /* of its I/O window: memory on top of the capacity, committed as it is used */
+    uint64_t read_bytes, written_bytes; /* by its commands so far, as struct nkv_device_stat says */
 };
 /* What sharing sequences between devices took so far; all 0 with NKV_KV_DATA, which AUTO is where nothing can be
  * spread. */
 struct nkv_kv_parallel_report {
     enum nkv_kv_parallel kv_parallel;
     uint32_t n_devices;
-    uint64_t n_commands;      /* of the context: an append, a selection, an attention of one sequence and layer, ... */
-    uint64_t n_messages;      /* commands that the devices got for them; each is answered once */
+    uint64_t n_commands; /* of the context: an append, a selection, an attention, a read of one sequence and layer */
+    uint64_t n_messages; /* commands that the devices got for them; each is answered once */
     uint64_t n_select_rounds; /* selections for which the host ranked what several devices told */
     uint64_t to_device_bytes,
         from_device_bytes; /* of all devices together; nkv_seq_stats counts as if there were one */

@@ -64,6 +64,13 @@ struct nkv_mpi_info {
     uint32_t n_local; /* processes of the job on this machine */
 };
 NKV_API void nkv_mpi_info(const struct nkv_mpi *mpi, struct nkv_mpi_info *info_out);
+/*
+ * Frees this process from a core that nobody chose for it: OpenMPI's mpirun, told nothing, binds each of few processes
+ * to one, which all threads of a process would share. It may then run wherever mpirun may. A binding that was asked for
+ * (--bind-to, --map-by, a rank file, a parameter file), that is wider than a core or not OpenMPI 4's stays. Call it
+ * before threads are started, which inherit it. returns: whether it was freed.
+ */
+NKV_API bool nkv_mpi_unbind(const struct nkv_mpi *mpi);
 /* The highest value of all processes, and the lowest rank that gave it. Every process calls. blocks. */
 NKV_API int nkv_mpi_agree(struct nkv_mpi *mpi, int32_t value, int32_t *value_out, uint32_t *rank_out);
 /* The group of the ranks below n. Every process calls; the others get NULL. Valid until nkv_mpi_close. blocks. */

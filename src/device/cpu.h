@@ -39,7 +39,7 @@ struct nkv_cpu_lists {
 
 /* Published by the leader after each command, read by anyone. */
 struct nkv_cpu_stat {
-    _Atomic uint64_t used_bytes, resident_bytes, busy_ns, n_commands;
+    _Atomic uint64_t used_bytes, resident_bytes, busy_ns, n_commands, read_bytes, written_bytes;
     _Atomic uint32_t n_sequences, n_free_pages;
 };
 
@@ -55,6 +55,7 @@ struct nkv_cpu {
     /* of the command that runs */
     char *window;
     uint64_t window_bytes;
+    uint64_t read_bytes, written_bytes; /* by it, as struct nkv_device_stat says */
     uint32_t owner;
 
     /* sized at open (lists: by nkv_cpu_window_reserve), committed on first touch */

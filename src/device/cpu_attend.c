@@ -340,6 +340,25 @@ static int count_tokens(const struct attend *a)
     return sum / n_lists > INT32_MAX ? INT32_MAX : (int)(sum / n_lists); /* never taken for a failure */
 }
 
+/* Of all query blocks: pages that the last token of a block sees, from the last block, which sees most, down. */
+static uint64_t count_bytes(const struct attend *a)
+{
+    const struct nkv_kv_shape *shape = &a->cpu->shape;
+    uint32_t n_lists = a->per_head ? shape->n_kv_heads : 1;
+    uint64_t n_pages = 0;
+
+    for (uint32_t unit = 0; unit < n_lists; unit++) {
+        uint32_t n = list_length(a, unit);
+
+        for (uint32_t block = a->n_blocks, end = a->cmd->n_tokens; block-- > 0; end = block * a->block_tokens) {
+            while (n > 0 && tokens_seen(a, list_page(a, unit, n - 1), end - 1) == 0)
+                n--;
+            n_pages += n;
+        }
+    }
+    return n_pages * nkv_page_bytes(shape, shape->n_kv_heads / n_lists);
+}
+
 int nkv_cpu_attend(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_seq *seq)
 {
     struct attend a = {.cpu = cpu,
@@ -359,5 +378,6 @@ int nkv_cpu_attend(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv
     row_bytes = (uint64_t)cmd->n_tokens * cpu->shape.n_heads * cpu->shape.head_dim * sizeof(float);
     if (a.n_parts > 1)
         nkv_cpu_tasks(cpu, a.n_parts * row_bytes, a.n_blocks * n_heads, merge_task, &a);
+    cpu->read_bytes = count_bytes(&a);
     return count_tokens(&a);
 }

@@ -91,6 +91,18 @@ void nkv_cpu_publish(struct nkv_cpu *cpu)
     atomic_store_explicit(&out->n_free_pages, stat.n_free_pages, memory_order_relaxed);
 }
 
+static void count(struct nkv_cpu *cpu, const struct nkv_cqe *cqe)
+{
+    struct nkv_cpu_stat *out = &cpu->stat;
+
+    atomic_fetch_add_explicit(&out->busy_ns, cqe->end_ns - cqe->start_ns, memory_order_relaxed);
+    atomic_fetch_add_explicit(&out->n_commands, 1, memory_order_relaxed);
+    if (cqe->res < 0)
+        return;
+    atomic_fetch_add_explicit(&out->read_bytes, cpu->read_bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(&out->written_bytes, cpu->written_bytes, memory_order_relaxed);
+}
+
 struct nkv_cqe nkv_cpu_run(struct nkv_cpu *cpu, uint32_t owner, void *window, uint64_t window_bytes,
                            const struct nkv_cmd *cmd)
 {
@@ -99,11 +111,11 @@ struct nkv_cqe nkv_cpu_run(struct nkv_cpu *cpu, uint32_t owner, void *window, ui
     cpu->owner = owner;
     cpu->window = window;
     cpu->window_bytes = window_bytes;
+    cpu->read_bytes = cpu->written_bytes = 0;
     cqe.res = run(cpu, cmd);
     cqe.end_ns = nkv_now_ns();
     nkv_cpu_publish(cpu);
-    atomic_fetch_add_explicit(&cpu->stat.busy_ns, cqe.end_ns - cqe.start_ns, memory_order_relaxed);
-    atomic_fetch_add_explicit(&cpu->stat.n_commands, 1, memory_order_relaxed);
+    count(cpu, &cqe);
     return cqe;
 }
 
@@ -118,6 +130,8 @@ struct nkv_device_stat nkv_cpu_read_stat(const struct nkv_cpu *cpu)
         .n_sequences = atomic_load_explicit(&cpu->stat.n_sequences, memory_order_relaxed),
         .n_free_pages = atomic_load_explicit(&cpu->stat.n_free_pages, memory_order_relaxed),
         .n_total_pages = nkv_store_total_pages(cpu->store),
+        .read_bytes = atomic_load_explicit(&cpu->stat.read_bytes, memory_order_relaxed),
+        .written_bytes = atomic_load_explicit(&cpu->stat.written_bytes, memory_order_relaxed),
     };
 }
 

@@ -70,6 +70,7 @@ int nkv_cpu_append(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv
         a.n_segments = n_pages;
     nkv_cpu_tasks(cpu, 2 * sizeof(float) * floats, a.n_segments * shape->n_kv_heads, append_task, &a);
     nkv_store_extend(cpu->store, seq, cmd->layer, cmd->n_tokens, true);
+    cpu->written_bytes = nkv_page_bytes(shape, shape->n_kv_heads) * cmd->n_tokens / shape->page_tokens;
     return 0;
 }
 
@@ -154,6 +155,7 @@ static int read_digests(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, const st
                               &out));
     for (uint32_t head = 0; head < cpu->shape.n_kv_heads; head++)
         nkv_store_digest_copy(cpu->store, seq, cmd->layer, head, cmd->pos, cmd->n_pages, out + head * head_bytes);
+    cpu->read_bytes = head_bytes * cpu->shape.n_kv_heads;
     return (int)cmd->n_pages;
 }
 
@@ -168,6 +170,7 @@ int nkv_cpu_read(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_s
     TRY(nkv_cpu_check_disjoint(cmd->out_offset, t.lists.n_all * t.page_bytes, cmd->list_offset,
                                t.lists.n_units * nkv_list_stride(cmd->n_pages)));
     nkv_cpu_tasks(cpu, t.lists.n_all * t.page_bytes, (uint32_t)t.lists.n_all, read_task, &t);
+    cpu->read_bytes = t.lists.n_all * t.page_bytes;
     return (int)t.lists.n_all;
 }
 
@@ -188,6 +191,7 @@ static int write_digests(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct 
     for (uint32_t head = 0; head < cpu->shape.n_kv_heads; head++)
         nkv_store_digest_fill(cpu->store, seq, cmd->layer, head, cmd->pos, cmd->n_pages, in + head * head_bytes);
     nkv_store_extend(cpu->store, seq, cmd->layer, cmd->n_pages * page_tokens, false);
+    cpu->written_bytes = head_bytes * cpu->shape.n_kv_heads;
     return (int)cmd->n_pages;
 }
 
@@ -246,5 +250,6 @@ int nkv_cpu_write(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv_
     if (cmd->flags & NKV_DIGEST)
         return write_digests(cpu, cmd, seq);
     TRY(prepare(cpu, cmd, seq, cmd->in_offset, &t));
+    cpu->written_bytes = t.lists.n_all * t.page_bytes;
     return seq->flags & NKV_SLOTS ? write_slots(&t) : write_tail(&t, seq);
 }

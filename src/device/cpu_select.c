@@ -223,13 +223,13 @@ int nkv_cpu_select(struct nkv_cpu *cpu, const struct nkv_cmd *cmd, struct nkv_kv
     TRY(check_rule(&s));
     TRY(check_operands(&s));
     n_scored = s.end - s.begin;
+    cpu->read_bytes = n_scored * shape->n_kv_heads * nkv_digest_bytes(shape);
     if (n_scored) {
         uint32_t last_chunk = (s.end - 1) / NKV_DIGEST_CHUNK_PAGES;
 
         s.first_chunk = s.begin / NKV_DIGEST_CHUNK_PAGES;
         nkv_cpu_tasks(cpu, cmd->n_tokens * row_bytes, shape->n_kv_heads, sum_task, &s);
-        nkv_cpu_tasks(cpu, n_scored * shape->n_kv_heads * nkv_digest_bytes(shape), last_chunk - s.first_chunk + 1,
-                      score_task, &s);
+        nkv_cpu_tasks(cpu, cpu->read_bytes, last_chunk - s.first_chunk + 1, score_task, &s);
     }
     nkv_cpu_tasks(cpu, n_scored * s.n_units * sizeof(float), s.n_units, rank_task, &s);
     n_scored = cmd->flags & NKV_CANDIDATES ? n_scored : s.rule.n_total;

@@ -34,6 +34,12 @@ void nkv_mpi_info(const struct nkv_mpi *mpi, struct nkv_mpi_info *info_out)
     *info_out = (struct nkv_mpi_info){.size = 1, .n_local = 1};
 }
 
+bool nkv_mpi_unbind(const struct nkv_mpi *mpi)
+{
+    (void)mpi;
+    return false;
+}
+
 int nkv_mpi_agree(struct nkv_mpi *mpi, int32_t value, int32_t *value_out, uint32_t *rank_out)
 {
     (void)mpi, (void)value, (void)value_out, (void)rank_out;

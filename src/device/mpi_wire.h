@@ -19,7 +19,7 @@
 #include "base/mem.h"
 
 #define NKV_MPI_MAGIC      0x4d564b4eu /* "NKVM" */
-#define NKV_MPI_VERSION    1u
+#define NKV_MPI_VERSION    2u
 #define NKV_MPI_ENTRIES    1024u /* commands that are submitted and not reaped; a power of two */
 #define NKV_MPI_TEXT_BYTES 192u
 #define NKV_MPI_SEGMENTS   4096u

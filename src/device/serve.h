@@ -55,10 +55,10 @@ struct nkv_serve {
     bool stopping;
     bool closing; /* clients are sent away, but not for good: their sequences stay */
     uint64_t begin_ns, polled_ns;
-    struct nkv_cpu *cpu;                        /* NULL: no client has said hello yet */
-    struct nkv_affinity affinity;               /* of the serving thread, before it was bound */
-    uint64_t n_commands_before, busy_ns_before; /* of the cores before */
-    uint64_t absent_until_ns;                   /* until then absent clients may come back; 0: there are none */
+    struct nkv_cpu *cpu;           /* NULL: no client has said hello yet */
+    struct nkv_affinity affinity;  /* of the serving thread, before it was bound */
+    struct nkv_device_stat before; /* what the cores before have counted */
+    uint64_t absent_until_ns;      /* until then absent clients may come back; 0: there are none */
     uint32_t n_clients, next_number;
     struct serve_client *clients[NKV_SERVE_MAX_CLIENTS];
     struct serve_scraper scrapers[NKV_SERVE_SCRAPERS];

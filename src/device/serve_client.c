@@ -123,16 +123,15 @@ static uint32_t count_attached(const struct nkv_serve *serve)
 static void replace_core(struct nkv_serve *serve, struct nkv_cpu *cpu)
 {
     if (serve->cpu) {
-        struct nkv_device_stat stat = nkv_cpu_read_stat(serve->cpu);
-
-        serve->n_commands_before = stat.n_commands;
-        serve->busy_ns_before = stat.busy_ns;
+        serve->before = nkv_cpu_read_stat(serve->cpu);
         nkv_cpu_core_close(serve->cpu);
         nkv_free(serve->cpu);
     }
     if (cpu) {
-        atomic_store(&cpu->stat.n_commands, serve->n_commands_before);
-        atomic_store(&cpu->stat.busy_ns, serve->busy_ns_before);
+        atomic_store(&cpu->stat.n_commands, serve->before.n_commands);
+        atomic_store(&cpu->stat.busy_ns, serve->before.busy_ns);
+        atomic_store(&cpu->stat.read_bytes, serve->before.read_bytes);
+        atomic_store(&cpu->stat.written_bytes, serve->before.written_bytes);
     }
     serve->cpu = cpu;
 }

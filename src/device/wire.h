@@ -7,7 +7,7 @@
  *   every message                          request, 64 bytes (client to device)
  *   offset bytes what                      offset bytes what
  *      0     4   magic "NKVP"                8     4    HELLO: NKV_DEVICE_ABI
- *      4     2   version (2)                16     8    MAP: bytes of window wanted
+ *      4     2   version (3)                16     8    MAP: bytes of window wanted
  *      6     2   kind                       24    32    HELLO: shape, 8 words as struct nkv_kv_shape
  *                                           56     8    HELLO: id of the client, random, not 0
  *
@@ -15,13 +15,13 @@
  *      8     4   0 or an enum nkv_status
  *     16   256   text of a failure, zero terminated
  *
- *   answer, 416 bytes (to HELLO, MAP, STAT)          status (to STATUS): a result, then struct nkv_serve_stat
+ *   answer, 432 bytes (to HELLO, MAP, STAT)          status (to STATUS): a result, then struct nkv_serve_stat
  *    272     4   number of this client              of nearkv/serve.h (3,256 bytes)
  *    276     4   threads of the device
  *    280     8   capacity in bytes
  *    288     8   bytes of the memory passed with it: HELLO: a ring (ring.h), MAP: the window
- *    296    56   struct nkv_device_stat
- *    352    64   name of the device
+ *    296    72   struct nkv_device_stat
+ *    368    64   name of the device
  *
  * HELLO comes first; its answer passes the ring's descriptor (SCM_RIGHTS). The id is what the device knows its client
  * by after it was restarted on the same memory: whoever says it has the sequences. MAP's answer passes that of the new
@@ -39,7 +39,7 @@
 #include "base/status.h"
 
 #define NKV_WIRE_MAGIC   0x50564b4eu /* "NKVP" */
-#define NKV_WIRE_VERSION 2u
+#define NKV_WIRE_VERSION 3u
 
 enum nkv_wire_kind {
     NKV_WIRE_BELL = 1,
@@ -80,7 +80,7 @@ struct nkv_wire_status {
 };
 _Static_assert(sizeof(struct nkv_kv_shape) == 32 && sizeof(struct nkv_wire_head) == 8 &&
                    sizeof(struct nkv_wire_request) == 64 && sizeof(struct nkv_wire_result) == 272 &&
-                   offsetof(struct nkv_wire_answer, stat) == 296 && sizeof(struct nkv_wire_answer) == 416 &&
+                   offsetof(struct nkv_wire_answer, stat) == 296 && sizeof(struct nkv_wire_answer) == 432 &&
                    sizeof(struct nkv_serve_stat) == 3256,
                "the table above");
 

@@ -140,7 +140,7 @@ const struct nkv_kv_shape *nkv_store_shape(const struct nkv_store *store);
 uint32_t nkv_store_max_pages(const struct nkv_store *store);
 /* Pages that fit an empty store; never changes, so any thread may ask. */
 uint32_t nkv_store_total_pages(const struct nkv_store *store);
-/* Fills all but busy_ns, n_commands and size. */
+/* Fills all but size and what counts commands: busy_ns, n_commands, read_bytes, written_bytes. */
 void nkv_store_stat(const struct nkv_store *store, struct nkv_device_stat *stat_out);
 
 /* ---- Sequences. State after a failure: unchanged. ---- */

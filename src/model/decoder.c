@@ -1,53 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The forward pass: RMS norm, QKV, rotary embedding, attention through the context, output projection, norm, SwiGLU,
- * and the logits. A chunk of prefill and a batch of decode are the same thing here: rows of tokens that belong to items
- * (one sequence with many tokens, or many with one each); only nkv_attend_begin sees the difference.
+ * A decoder: its buffers, and the steps that it takes. A chunk of prefill and a batch of decode are the same thing
+ * here: rows of tokens that belong to items (one sequence with many tokens, or many with one each) and go through the
+ * layers (layers.c); only nkv_attend_begin sees the difference.
  *
- * Every buffer is sized at open for the larger of a chunk and a batch; a decode step allocates nothing. Rows between
- * dense layers are treated in blocks of ROWS_PER_TASK tokens by the same team of threads as the dense layers: no result
- * depends on which thread does a block.
+ * Every buffer is sized at open for the larger of a chunk and a batch; a decode step allocates nothing.
  *
- * With several processes (options.comm) all of them run the same passes over their part of the heads and units; tp.c
- * exchanges what the next pass needs. Rank 0 announces each step; the others are nkv_decoder_follow, this file's loop.
+ * With several processes (options.comm) all of them run the same passes over their part of the heads and units. Rank 0
+ * announces each step; the others are nkv_decoder_follow, this file's loop.
  *
  * Failure: when a step stops half way through the layers (memory), the sequences that it touched are cut back to their
- * committed length. A sequence that its device fails is marked by the context and passed over; its rows hold zeros or
- * garbage that nobody reads.
+ * committed length.
  */
-#include "base/clock.h"
-#include "base/status.h"
 #include "model/decoder.h"
-#include "model/ops.h"
-#include "model/tp.h"
 
 #include <string.h>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "model/layers.h"
 
 #define DEFAULT_BATCH 16u
 #define DEFAULT_CHUNK 512u
 #define MAX_ROWS      65536u
-#define ROWS_PER_TASK 8u
-
-struct nkv_decoder {
-    struct nkv_model *model;
-    struct nkv_context *context;
-    struct nkv_team *team;
-    struct nkv_fc *fc;
-    struct nkv_comm *comm;
-    struct nkv_tp tp;
-    uint32_t n_threads, max_batch, chunk_tokens;
-    struct nkv_attend_item *items; /* [max_batch] */
-    uint32_t *positions;           /* [rows] */
-    float *cos_sin;                /* [rows][n_rot / 2][2] */
-    float *x, *h;                  /* [rows][n_embd]: the residual stream; a layer's input or output */
-    float *q, *attended;           /* [rows][n_heads][head_dim], where there is a context */
-    float *k, *v;                  /* [rows][n_kv_heads][head_dim], too */
-    float *gate, *up;              /* [rows][n_ff of this process] */
-    struct nkv_tp_rows part;       /* of this step: this process' heads; alone: q, k, v, attended */
-    int32_t *tokens;               /* [rows], of a step of several processes */
-    int led_status;                /* of rank 0's attention, in a step that is followed */
-    struct nkv_decode_times times;
-};
 
 static uint32_t max_u32(uint32_t a, uint32_t b)
 {
@@ -73,6 +48,9 @@ static int resolve_options(const struct nkv_decoder_options *options, struct nkv
     d->max_batch = options->max_batch ? options->max_batch : DEFAULT_BATCH;
     d->chunk_tokens = options->chunk_tokens ? options->chunk_tokens : DEFAULT_CHUNK;
     d->comm = options->comm;
+    d->max_micro = options->n_micro_batches ? options->n_micro_batches : 1;
+    if (d->max_micro > NKV_MAX_MICRO_BATCHES)
+        FAIL(NKV_EINVAL, "%u micro-batches: it must be 1 or %u", d->max_micro, NKV_MAX_MICRO_BATCHES);
     if (rows_of(d) > MAX_ROWS)
         FAIL(NKV_EINVAL, "a batch of %u sequences or a chunk of %u tokens: they must be at most %u", d->max_batch,
              d->chunk_tokens, MAX_ROWS);
@@ -205,188 +183,30 @@ void nkv_decoder_times(const struct nkv_decoder *d, struct nkv_decode_times *tim
     *times_out = d->times;
 }
 
-/* ---- Between the dense layers */
-
-/* One pass over rows; `fn` treats row t. */
-struct pass {
-    struct nkv_decoder *d;
-    uint32_t n_rows;
-    const int32_t *tokens;
-    const struct nkv_layer_weights *layer;
-    const float *norm; /* weights of the norm that follows */
-    void (*fn)(const struct pass *pass, uint32_t row);
-};
-
-static void pass_task(void *arg, uint32_t task, uint32_t rank)
-{
-    const struct pass *pass = arg;
-    uint32_t end = (task + 1) * ROWS_PER_TASK < pass->n_rows ? (task + 1) * ROWS_PER_TASK : pass->n_rows;
-
-    (void)rank;
-    for (uint32_t t = task * ROWS_PER_TASK; t < end; t++)
-        pass->fn(pass, t);
-}
-
-static void run_pass(struct pass *pass, void (*fn)(const struct pass *pass, uint32_t row))
-{
-    pass->fn = fn;
-    nkv_team_tasks(pass->d->team, (pass->n_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, pass_task, pass);
-}
-
-static void norm_row(const struct pass *pass, uint32_t t)
-{
-    const struct nkv_model_info *info = &pass->d->model->info;
-    const size_t at = (size_t)t * info->n_embd;
-
-    nkv_rms_norm(info->n_embd, pass->d->x + at, pass->norm, info->rms_eps, pass->d->h + at);
-}
-
-static void embed_row(const struct pass *pass, uint32_t t)
-{
-    const struct nkv_model *model = pass->d->model;
-    const uint32_t token = (uint32_t)pass->tokens[t], half = model->n_rot / 2;
-
-    nkv_matrix_rows(&model->token_embd, token, token + 1, pass->d->x + (size_t)t * model->info.n_embd);
-    nkv_rope_angles(pass->d->positions[t], half, model->frequency, pass->d->cos_sin + (size_t)t * model->n_rot);
-    norm_row(pass, t);
-}
-
-static void add_bias(uint32_t n, const float *bias, float *x)
-{
-    if (bias)
-        nkv_add(n, bias, x);
-}
-
-static void rotate_row(const struct pass *pass, uint32_t t)
-{
-    struct nkv_decoder *d = pass->d;
-    const struct nkv_model *model = d->model;
-    const uint32_t n_heads = model->shard.n_heads, n_kv_heads = model->shard.n_kv_heads, dim = model->info.head_dim;
-    const uint32_t nq = n_heads * dim, nkv = n_kv_heads * dim, half = model->n_rot / 2;
-    const float *cos_sin = d->cos_sin + (size_t)t * model->n_rot;
-    float *q = d->part.q + (size_t)t * nq, *k = d->part.k + (size_t)t * nkv;
-
-    add_bias(nq, pass->layer->q_bias, q);
-    add_bias(nkv, pass->layer->k_bias, k);
-    add_bias(nkv, pass->layer->v_bias, d->part.v + (size_t)t * nkv);
-    nkv_rope(n_heads, dim, half, model->rotates_halves, cos_sin, q);
-    nkv_rope(n_kv_heads, dim, half, model->rotates_halves, cos_sin, k);
-}
-
-static void gate_row(const struct pass *pass, uint32_t t)
-{
-    const uint32_t n_ff = pass->d->model->shard.n_ff;
-
-    nkv_silu_mul(n_ff, pass->d->up + (size_t)t * n_ff, pass->d->gate + (size_t)t * n_ff);
-}
-
-/* The layer's output joins the residual stream; then the next norm. */
-static void add_norm_row(const struct pass *pass, uint32_t t)
-{
-    const uint32_t n_embd = pass->d->model->info.n_embd;
-    const size_t at = (size_t)t * n_embd;
-
-    nkv_add(n_embd, pass->d->h + at, pass->d->x + at);
-    norm_row(pass, t);
-}
-
 /* ---- A step */
 
-static int run_fc(struct nkv_decoder *d, const struct nkv_fc_part *parts, uint32_t n_parts, uint32_t n_rows,
-                  const float *x)
-{
-    uint64_t start = nkv_now_ns();
-    int status = nkv_fc_run(d->fc, parts, n_parts, n_rows, x);
-
-    d->times.fc_ns += nkv_now_ns() - start;
-    return status;
-}
-
-static int attend(struct nkv_decoder *d, uint32_t layer, uint32_t n_items)
-{
-    struct nkv_ticket *ticket = NULL;
-
-    TRY(nkv_attend_begin(d->context, layer, d->items, n_items, &ticket));
-    return nkv_attend_end(ticket);
-}
-
-/* The one place where a step can fail in one process and not in the others: its status goes with the outputs. */
-static int run_attention(struct nkv_decoder *d, uint32_t layer, uint32_t n_items, uint32_t n_rows)
-{
-    uint64_t start = nkv_now_ns();
-    int status = 0;
-
-    TRY(nkv_tp_collect(&d->tp, n_rows, d->q, d->k, d->v));
-    if (d->context)
-        status = attend(d, layer, n_items);
-    TRY(nkv_tp_share(&d->tp, n_rows, d->attended, &status));
-    d->led_status = status;
-    d->times.attend_ns += nkv_now_ns() - start;
-    return status;
-}
-
-/* A product of this process' columns, summed over all of them. */
-static int run_summed_fc(struct nkv_decoder *d, const struct nkv_matrix *w, uint32_t n_rows, const float *x)
-{
-    const struct nkv_fc_part part = {w, d->h};
-
-    TRY(run_fc(d, &part, 1, n_rows, x));
-    return nkv_tp_sum(&d->tp, (uint64_t)n_rows * w->n_rows, d->h);
-}
-
-static int run_layer(struct nkv_decoder *d, uint32_t l, uint32_t n_items, struct pass *pass)
-{
-    const struct nkv_model *model = d->model;
-    const struct nkv_layer_weights *layer = &model->layers[l];
-    const struct nkv_fc_part qkv[] = {{&layer->q, d->part.q}, {&layer->k, d->part.k}, {&layer->v, d->part.v}};
-    const struct nkv_fc_part gate_up[] = {{&layer->gate, d->gate}, {&layer->up, d->up}};
-
-    pass->layer = layer;
-    TRY(run_fc(d, qkv, 3, pass->n_rows, d->h));
-    run_pass(pass, rotate_row);
-    TRY(run_attention(d, l, n_items, pass->n_rows));
-    TRY(run_summed_fc(d, &layer->o, pass->n_rows, d->part.attended));
-    pass->norm = layer->ffn_norm;
-    run_pass(pass, add_norm_row);
-    TRY(run_fc(d, gate_up, 2, pass->n_rows, d->h));
-    run_pass(pass, gate_row);
-    TRY(run_summed_fc(d, &layer->down, pass->n_rows, d->gate));
-    pass->norm = l + 1 < model->info.n_layers ? model->layers[l + 1].attn_norm : model->output_norm;
-    run_pass(pass, add_norm_row);
-    return 0;
-}
-
-static int run_layers(struct nkv_decoder *d, uint32_t n_items, uint32_t n_rows, const int32_t *tokens)
-{
-    struct pass pass = {.d = d, .n_rows = n_rows, .tokens = tokens, .norm = d->model->layers[0].attn_norm};
-
-    d->part = d->tp.comm ? nkv_tp_rows(&d->tp, n_rows)
-                         : (struct nkv_tp_rows){.q = d->q, .k = d->k, .v = d->v, .attended = d->attended};
-    run_pass(&pass, embed_row);
-    for (uint32_t l = 0; l < d->model->info.n_layers; l++)
-        TRY(run_layer(d, l, n_items, &pass));
-    return 0;
-}
-
-/* As run_layers, for all processes. */
+/* Of all processes. */
 static int lead_layers(struct nkv_decoder *d, uint32_t n_items, uint32_t n_rows, const int32_t *tokens)
 {
-    struct nkv_tp_step step = {.kind = NKV_TP_LAYERS, .n_rows = n_rows};
+    const uint32_t n_micro = d->max_micro < n_items ? d->max_micro : n_items;
+    struct nkv_tp_step step = {.kind = NKV_TP_LAYERS, .n_rows = n_rows, .n_micro = n_micro};
 
     memcpy(d->tokens, tokens, n_rows * sizeof *tokens);
     TRY(nkv_tp_announce(&d->tp, &step));
     TRY(nkv_tp_tokens(&d->tp, n_rows, d->tokens, d->positions));
-    TRY(run_layers(d, n_items, n_rows, tokens));
+    TRY(nkv_layers_run(d, n_micro, n_items, n_rows, tokens));
     return nkv_step_end(d->context, d->items, n_items);
 }
 
-/* Cuts the items' sequences back to their committed length. The first failure's message is the one to keep. */
+/* Ends what is in flight and cuts the items' sequences back to their committed length. The first failure's message is
+ * the one to keep. */
 static int roll_back(struct nkv_decoder *d, uint32_t n_items, int status)
 {
     char message[512];
 
     strncpy(message, nkv_last_error(), sizeof message - 1);
     message[sizeof message - 1] = '\0';
+    nkv_layers_abandon(d);
     for (uint32_t i = 0; i < n_items; i++)
         if (nkv_seq_status(d->items[i].seq) == 0)
             (void)nkv_seq_truncate(d->items[i].seq, nkv_seq_length(d->items[i].seq));
@@ -434,7 +254,7 @@ static int run_logits(struct nkv_decoder *d, uint32_t first_row, uint32_t n_rows
     float *y = d->tp.comm ? nkv_tp_rows(&d->tp, n_rows).logits : logits_out;
     const struct nkv_fc_part part = {&d->model->output, y};
 
-    TRY(run_fc(d, &part, 1, n_rows, d->h + (size_t)first_row * d->model->info.n_embd));
+    TRY(nkv_layers_fc(d, &part, 1, n_rows, d->h + (size_t)first_row * d->model->info.n_embd));
     return nkv_tp_logits(&d->tp, n_rows, logits_out);
 }
 
@@ -504,13 +324,13 @@ int nkv_decode(struct nkv_decoder *d, struct nkv_seq *const *seqs, const int32_t
 /* ---- Following ---- */
 
 /* A step that failed in rank 0 is over here, too: what it left is overwritten by the next. */
-static int follow_layers(struct nkv_decoder *d, uint32_t n_rows)
+static int follow_layers(struct nkv_decoder *d, uint32_t n_rows, uint32_t n_micro)
 {
     int status;
 
     TRY(nkv_tp_tokens(&d->tp, n_rows, d->tokens, d->positions));
-    status = run_layers(d, 0, n_rows, d->tokens);
-    return d->led_status < 0 ? 0 : status;
+    status = nkv_layers_run(d, n_micro, 0, n_rows, d->tokens);
+    return d->attend_status < 0 ? 0 : status;
 }
 
 int nkv_decoder_follow(struct nkv_decoder *d)
@@ -527,7 +347,7 @@ int nkv_decoder_follow(struct nkv_decoder *d)
             FAIL(NKV_EINVAL, "a step of %u rows, but this process' decoder is open for %u: give all the same options",
                  step.n_rows, rows_of(d));
         if (step.kind == NKV_TP_LAYERS)
-            TRY(follow_layers(d, step.n_rows));
+            TRY(follow_layers(d, step.n_rows, step.n_micro));
         else
             TRY(run_logits(d, step.first_row, step.n_rows, NULL));
     }

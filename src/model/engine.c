@@ -10,8 +10,10 @@
  * the bit (model/fc.c); above that the library rounds as it likes.
  *
  * One pass for decode rows and chunk together was rejected: it would read the weights once less per step, and let a
- * request's rounding, hence its text, depend on its neighbours. Two micro-batches in flight are not here: the decoder
- * has one set of activations.
+ * request's rounding, hence its text, depend on its neighbours.
+ *
+ * A decoder with two micro-batches splits each decode pass in halves (model/layers.c), which the engine does not see. A
+ * chunk beside a decode pass as the other half was rejected: tokens would be told only when the chunk is through.
  *
  * No request overtakes another: one that waits for room keeps those behind it waiting, so that a long one is not
  * starved.
@@ -381,9 +383,17 @@ static int decode(struct nkv_engine *e)
     return (int)n;
 }
 
+static int feed(struct nkv_engine *e, struct request *r, uint32_t n)
+{
+    const int32_t *tokens = r->prompt + r->n_fed;
+
+    return e->options.fill ? e->options.fill(e->options.fill_arg, r->seq, tokens, n)
+                           : nkv_prefill(e->decoder, r->seq, tokens, n, NULL, NULL, NULL);
+}
+
 static int prefill_chunk(struct nkv_engine *e, struct request *r, uint32_t n)
 {
-    int status = nkv_prefill(e->decoder, r->seq, r->prompt + r->n_fed, n, NULL, NULL, NULL);
+    int status = feed(e, r, n);
 
     if (status < 0 && nkv_seq_status(r->seq) == 0)
         return status;

@@ -24,6 +24,7 @@ static const struct shape shapes[] = {
     {"llama-3.2-3b", 28, 3072, 24, 8, 128, 8192, 128256, true},
     {"llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, false},
     {"needle-256", 3, 256, 8, 2, 128, 128, 260, false},
+    {"tiny-256", 1, 256, 4, 1, 64, 256, 260, false},
 };
 
 static const struct shape *find_shape(const char *name)
@@ -177,9 +178,10 @@ static int open_shape(const char *shape, enum nkv_dtype dtype, uint64_t *seed, s
     int status;
 
     if (!s)
-        FAIL(NKV_EINVAL,
-             "no model shape is called \"%s\": there are llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, needle-256",
-             shape ? shape : "");
+        FAIL(
+            NKV_EINVAL,
+            "no model shape is called \"%s\": there are llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, needle-256, tiny-256",
+            shape ? shape : "");
     if ((unsigned)dtype >= NKV_DTYPE_COUNT)
         FAIL(NKV_EINVAL, "weights of unknown type %u", (unsigned)dtype);
     TRY(nkv_alloc(1, sizeof *model, &model));

@@ -11,10 +11,10 @@ struct nkv_tp_step {
     uint32_t kind;
     uint32_t n_rows;
     uint32_t first_row; /* LOGITS */
-    uint32_t reserved;
+    uint32_t n_micro;   /* LAYERS: micro-batches that the rows are split into */
 };
 
-/* This process' part of a step's rows, between the dense layers. */
+/* This process' part of rows of a step, between the dense layers. */
 struct nkv_tp_rows {
     float *q, *k, *v; /* [rows][heads of this part][head_dim] */
     float *attended;  /* as q */
@@ -42,7 +42,7 @@ static inline bool nkv_tp_leads(const struct nkv_tp *tp)
     return !tp->comm || tp->comm->rank == 0;
 }
 
-/* Where the part lies for a step of n_rows. pre: not alone. */
+/* Where the part lies for n_rows. pre: not alone. */
 struct nkv_tp_rows nkv_tp_rows(const struct nkv_tp *tp, uint32_t n_rows);
 
 /* Rank 0 announces, the others listen; then tokens and positions, n_rows of each. */

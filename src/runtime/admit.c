@@ -222,25 +222,6 @@ static enum nkv_kv_parallel group_kind_of(const struct nkv_context *context)
     return context->shares ? NKV_KV_CONTEXT : context->options.kv_parallel;
 }
 
-/* What a group can serve. */
-static bool group_serves(const struct nkv_seq *seq)
-{
-    return seq->options.mode == NKV_MODE_FULL || seq->options.mode == NKV_MODE_PNM;
-}
-
-static bool may_spread(const struct nkv_context *context, const struct nkv_seq *seq)
-{
-    return context->shares && group_serves(seq);
-}
-
-static int check_mode(const struct nkv_context *context, const struct nkv_seq *seq)
-{
-    if (!group_serves(seq))
-        FAIL(NKV_ENOTSUP, "mode %s needs each sequence on one device (dp): with %s give full or pnm",
-             nkv_mode_name(seq->options.mode), nkv_kv_parallel_name(group_kind_of(context)));
-    return 0;
-}
-
 /* Bytes of it on a member. */
 static int part_bytes(const struct nkv_context *context, const struct nkv_seq *seq, uint32_t member, uint64_t *need_out)
 {
@@ -259,7 +240,6 @@ static int check_group(const struct nkv_context *context, const struct nkv_seq *
     const struct group *group = context->group;
     const char *name = nkv_kv_parallel_name(group_kind_of(context));
 
-    TRY(check_mode(context, seq));
     for (uint32_t i = 0; i < group_size(group); i++) {
         const struct port *port = group_member(group, i);
         uint64_t need = 0, have = 0;
@@ -343,7 +323,7 @@ static int choose(const struct nkv_context *context, const struct nkv_seq *seq, 
     uint32_t n = context->options.n_devices;
     struct nkv_share all = {need_bytes, seq_load(&context->shape, seq, 1)}, part = {0};
 
-    if (whole || !may_spread(context, seq) || context->group_port->status < 0)
+    if (whole || !context->shares || context->group_port->status < 0)
         return nkv_place(context->loads, context->free_bytes, n, need_bytes);
     part.load = seq_load(&context->shape, seq, n);
     for (uint32_t i = 0; i < n; i++) {
@@ -360,22 +340,31 @@ int seq_place(struct nkv_context *context, struct nkv_seq *seq, bool whole)
     uint64_t home = 0, compute = 0;
     int port;
 
+    TRY(seq_bytes(&context->shape, seq, &home, &compute));
     if (context->group && !context->shares) {
         seq->home = context->group_port;
-        return check_group(context, seq, false);
+        TRY(check_group(context, seq, false));
+        return check_compute(context, compute);
     }
-    TRY(seq_bytes(&context->shape, seq, &home, &compute));
     TRY(context_survey(context));
     port = choose(context, seq, home, whole);
     if (port < 0 && port != NKV_ENOSPC)
         return port;
-    if (port < 0 && home > largest(context) && !whole && may_spread(context, seq))
+    if (port < 0 && home > largest(context) && !whole && context->shares)
         TRY(check_group(context, seq, false));
     if (port < 0)
         return refuse(context, seq, home, most_free(context));
     TRY(check_compute(context, compute));
     seq->home = &context->ports[port];
     return 0;
+}
+
+/* Where a sequence can lie at best. */
+static int check_ever(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t home)
+{
+    if (context->group && (!context->shares || home > largest(context)))
+        return check_group(context, seq, true);
+    return home > largest(context) ? refuse(context, seq, home, largest(context)) : 0;
 }
 
 int nkv_seq_can_fit(const struct nkv_context *context, const struct nkv_seq_options *options)
@@ -385,12 +374,8 @@ int nkv_seq_can_fit(const struct nkv_context *context, const struct nkv_seq_opti
     struct nkv_seq seq = {0};
 
     TRY(seq_resolve(&context->shape, options, &seq));
-    if (context->group && !context->shares)
-        return check_group(context, &seq, true);
     TRY(seq_bytes(&context->shape, &seq, &home, &compute));
-    if (home > largest(context))
-        return may_spread(context, &seq) ? check_group(context, &seq, true)
-                                         : refuse(context, &seq, home, largest(context));
+    TRY(check_ever(context, &seq, home));
     return compute > 0 && (!side || compute > side->caps.capacity_bytes) ? check_compute(context, compute) : 0;
 }
 
@@ -398,8 +383,6 @@ int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *s
 {
     uint64_t home = 0, compute = 0;
 
-    if (context->group && seq->home == context->group_port)
-        TRY(check_mode(context, seq));
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
     return check_compute(context, compute);
 }

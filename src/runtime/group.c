@@ -4,10 +4,10 @@
  * them at the same time, and is put together by the host when the last of them has completed.
  *
  * The group has a window of its own, in which the runtime places operands as ever; those of the members' commands are
- * copied to and from the members' windows. A command is planned as soon as its operands are there: an ATTEND whose list
- * a SELECT writes waits for that SELECT, everything else goes down at once, in order. Operands in the members' windows
- * are given out one behind the other until nothing is in flight; a command that needs more than a whole window has
- * larger ones mapped then.
+ * copied to and from the members' windows. A command is planned as soon as its operands are there: an ATTEND or READ
+ * whose list a SELECT writes waits for that SELECT, everything else goes down at once, in order. Operands in the
+ * members' windows are given out one behind the other until nothing is in flight; a command that needs more than a
+ * whole window has larger ones mapped then.
  *
  * A device behind the runtime, and not a second kind of step in it, was chosen because admission, batches, tickets,
  * sparse prefill and failures are then those of every other device. The price is one more copy of q, k, v and partials.
@@ -96,6 +96,34 @@ static void entry_fail(struct group_entry *entry, const struct port *member, int
         snprintf(entry->error, sizeof entry->error, "%s", nkv_last_error());
 }
 
+uint64_t group_read_bytes(const struct nkv_kv_shape *shape, const struct nkv_cmd *cmd, uint64_t n_pages)
+{
+    uint32_t n_units = cmd->flags & NKV_PER_HEAD ? shape->n_kv_heads : 1;
+
+    if (cmd->flags & NKV_DIGEST)
+        return n_pages * shape->n_kv_heads * nkv_digest_bytes(shape);
+    return n_pages * nkv_page_bytes(shape, shape->n_kv_heads / n_units);
+}
+
+int group_check_read(const struct group *group, const struct nkv_cmd *cmd, uint64_t n_pages)
+{
+    uint64_t bytes = group_read_bytes(&group->shape, cmd, n_pages);
+
+    if (cmd->out_offset > group->window.bytes || bytes > group->window.bytes - cmd->out_offset)
+        FAIL(NKV_EINVAL, "read: %llu pages at %llu are not within the window of %llu bytes",
+             (unsigned long long)n_pages, (unsigned long long)cmd->out_offset, (unsigned long long)group->window.bytes);
+    return 0;
+}
+
+/* A member read n_pages pages, of all units together. */
+static void count_pages(struct group *group, const struct nkv_cmd *cmd, uint32_t n_pages)
+{
+    uint32_t n_units = cmd->flags & NKV_PER_HEAD ? group->local.n_kv_heads : 1;
+
+    group->counts.to_device_bytes += cmd->flags & NKV_DIGEST ? 0 : 4u * ((uint64_t)n_units + n_pages);
+    group->counts.from_device_bytes += group_read_bytes(&group->local, cmd, n_pages);
+}
+
 static void complete(struct group *group, struct group_sub *sub, const struct nkv_cqe *cqe)
 {
     struct group_entry *entry = &group->entries[sub->slot];
@@ -109,6 +137,8 @@ static void complete(struct group *group, struct group_sub *sub, const struct nk
     }
     if (cqe->res < 0)
         entry_fail(entry, &group->members[sub->member], cqe->res);
+    else if (sub->cmd.op == NKV_OP_READ)
+        count_pages(group, &sub->cmd, (uint32_t)cqe->res);
 }
 
 /* Takes one completion of a member. returns: how many; its queue's failure. */
@@ -147,7 +177,8 @@ static int submit_batch(struct group *group, uint32_t m, const struct nkv_cmd *c
     return 0;
 }
 
-/* What a member's command takes down and brings up: f32 q, k, v, partials and scores, u32 lists. */
+/* What a member's command takes down and brings up: f32 q, k, v, partials and scores, u32 lists; not a READ's, whose
+ * result tells. */
 static void count_bytes(struct group *group, const struct nkv_cmd *cmd)
 {
     const struct nkv_kv_shape *shape = &group->local;
@@ -155,6 +186,8 @@ static void count_bytes(struct group *group, const struct nkv_cmd *cmd)
              n_rows = cmd->n_tokens * (uint64_t)shape->n_heads;
     uint64_t lists = 4u * n_units * ((uint64_t)cmd->n_pages + 1), n_scores = 0;
 
+    if (cmd->op == NKV_OP_READ)
+        return;
     if (cmd->op == NKV_OP_APPEND) {
         group->counts.to_device_bytes += 8u * (uint64_t)cmd->n_tokens * shape->n_kv_heads * shape->head_dim;
         return;
@@ -269,17 +302,25 @@ static int group_map(struct nkv_device *device, uint64_t bytes, void **window_ou
 
 /* ---- The queue ---- */
 
-static bool is_data(uint8_t op)
+static bool is_data(const struct nkv_cmd *cmd)
 {
-    return op == NKV_OP_APPEND || op == NKV_OP_SELECT || op == NKV_OP_ATTEND;
+    return cmd->op == NKV_OP_APPEND || cmd->op == NKV_OP_SELECT || cmd->op == NKV_OP_ATTEND ||
+           (cmd->op == NKV_OP_READ && !(cmd->flags & NKV_TOKENS));
+}
+
+/* Whether it reads page lists, which an earlier SELECT may write. */
+static bool has_lists(const struct nkv_cmd *cmd)
+{
+    return (cmd->op == NKV_OP_ATTEND && !(cmd->flags & NKV_ALL_PAGES)) ||
+           (cmd->op == NKV_OP_READ && !(cmd->flags & NKV_DIGEST));
 }
 
 /* Whether what the next command reads is there. */
 static bool operands_ready(const struct group *group, const struct group_entry *entry)
 {
-    if (!is_data(entry->cmd.op))
+    if (!is_data(&entry->cmd))
         return group->n_running == 0;
-    if (entry->cmd.op != NKV_OP_ATTEND || entry->cmd.flags & NKV_ALL_PAGES)
+    if (!has_lists(&entry->cmd))
         return true;
     for (uint64_t i = group->n_given; i < group->n_begun; i++) {
         const struct group_entry *before = &group->entries[i % QUEUE_COMMANDS];
@@ -346,17 +387,17 @@ static int pump(struct group *group)
 
         if (!operands_ready(group, entry))
             return 0;
-        status = is_data(entry->cmd.op) ? plan_entry(group, entry) : group_control(group, entry);
+        status = is_data(&entry->cmd) ? plan_entry(group, entry) : group_control(group, entry);
         TRY(group_check(group));
-        if (status == 0 && is_data(entry->cmd.op))
+        if (status == 0 && is_data(&entry->cmd))
             return 0;
         entry->state = GROUP_RUNS;
         group->n_running++;
         if (status < 0)
             entry_fail(entry, NULL, status);
-        if (status < 0 && is_data(entry->cmd.op))
+        if (status < 0 && is_data(&entry->cmd))
             give_up(group, entry);
-        for (uint32_t m = 0; m < group->n && is_data(entry->cmd.op); m++)
+        for (uint32_t m = 0; m < group->n && is_data(&entry->cmd); m++)
             TRY(submit_member(group, entry, m));
         group->counts.n_commands++;
         group->n_begun++;
@@ -371,7 +412,7 @@ static void finish_entries(struct group *group)
 
         if (entry->state != GROUP_RUNS || entry->n_open > 0)
             continue;
-        if (entry->res == 0 && is_data(entry->cmd.op)) {
+        if (entry->res == 0 && is_data(&entry->cmd)) {
             int res = group->kind->finish(group, entry);
 
             if (res < 0)

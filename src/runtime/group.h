@@ -36,7 +36,7 @@ struct group_kind {
     const char *name;
     /* What of a sequence of n_tokens tokens lies on a member. */
     uint32_t (*local_tokens)(const struct group *group, uint32_t member, uint32_t n_tokens);
-    /* Adds the members' commands of an APPEND, SELECT or ATTEND. returns: 0, or what is wrong with it. */
+    /* Adds the members' commands of an APPEND, SELECT, ATTEND or READ. returns: 0, or what is wrong with it. */
     int (*plan)(struct group *group, struct group_entry *entry);
     /* All of them succeeded: writes the output. returns: the command's result. */
     int (*finish)(struct group *group, const struct group_entry *entry);
@@ -61,7 +61,7 @@ struct group {
     uint32_t n_subs, max_subs;
     uint32_t max_pages; /* of the longest sequence so far: */
     float *scores;      /* [max_pages] */
-    uint32_t *ids;      /* [3 * max_pages] */
+    uint32_t *ids;      /* [3 * max_pages], of sets; slots of a sequence are no more than its pages */
     int status;         /* < 0: a member is lost, and why: */
     char error[256];
     struct nkv_kv_parallel_report counts;
@@ -74,8 +74,15 @@ int group_check(const struct group *group);
 int group_run(struct group *group, struct group_entry *entry, uint32_t member, struct nkv_cmd *cmd);
 
 /* ---- group_control.c ---- */
-/* Runs a command other than APPEND, SELECT and ATTEND while nothing is in flight. returns: its result. */
+/* Runs a command that a kind does not plan while nothing is in flight. returns: its result. */
 int group_control(struct group *group, struct group_entry *entry);
+
+/* ---- group_set.c ---- */
+/* The unit's set is in place in the list of chosen pages: writes the other lists of a SELECT. returns: 0; what is wrong
+ * with its operands. */
+int group_put_set(struct group *group, const struct nkv_cmd *cmd, uint32_t unit);
+/* Where a SELECT of the group writes. */
+struct nkv_select_layout group_select_layout(const struct group *group, const struct nkv_cmd *cmd);
 
 /* ---- For the kinds ---- */
 /* Room in a member's window for this command's operands; what is beyond the window is never written (group_at). */
@@ -85,6 +92,12 @@ void *group_at(struct group *group, uint32_t member, uint64_t offset, uint64_t b
 /* returns: 0, NKV_ENOMEM. */
 int group_add(struct group *group, struct group_entry *entry, uint32_t member, const struct nkv_cmd *cmd,
               uint32_t first);
+
+/* What a READ of so many pages (NKV_DIGEST: digests), of all units together, writes in a window of that shape. */
+uint64_t group_read_bytes(const struct nkv_kv_shape *shape, const struct nkv_cmd *cmd, uint64_t n_pages);
+/* Room for a READ's n_pages pages in the group's window: a list that a failed SELECT left may name more than there is.
+ * returns: 0, NKV_EINVAL. */
+int group_check_read(const struct group *group, const struct nkv_cmd *cmd, uint64_t n_pages);
 
 /* What a SELECT asks for. */
 static inline struct nkv_select_rule group_rule(const struct group *group, const struct nkv_cmd *cmd)

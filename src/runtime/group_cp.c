@@ -11,6 +11,7 @@
  *            of its tokens come before a query token whose page lies elsewhere; so a block of query tokens is cut
  *            into runs of one page: on the member that has the page, the run is causal; elsewhere it sees all pages
  *            before.
+ *   READ     each member its part of the list, in the list's order, or its digests: put where one device has them
  *
  * Sending all scores to the host was rejected: candidates are bounded by the budget, whatever the context.
  */
@@ -109,7 +110,9 @@ static int plan_select(struct group *group, struct group_entry *entry)
 
         if (first == last)
             continue;
-        part.flags |= NKV_CANDIDATES | NKV_SCORES;
+        part.flags = (uint16_t)((cmd->flags & ~NKV_STEADY) | NKV_CANDIDATES | NKV_SCORES);
+        part.arg = 0;
+        part.list_offset = 0;
         part.sink = (uint8_t)first; /* no more than the group's */
         part.recent = 0;
         part.pos = last * group->shape.page_tokens;
@@ -172,16 +175,14 @@ static int finish_select(struct group *group, const struct group_entry *entry)
 {
     const struct nkv_cmd *cmd = &entry->cmd;
     struct nkv_select_rule rule = group_rule(group, cmd);
-    struct nkv_select_layout at = nkv_select_layout(group_units(group, cmd), cmd->n_pages, 0, 0);
+    struct nkv_select_layout at = group_select_layout(group, cmd);
     uint32_t n = 0;
 
     for (uint32_t unit = 0; unit < group_units(group, cmd); unit++) {
         uint32_t *chosen = list_at(group_window(group), cmd->out_offset + at.chosen, unit, cmd->n_pages);
-        uint32_t *device = list_at(group_window(group), cmd->out_offset + at.device, unit, cmd->n_pages);
 
-        n = chosen[0] = device[0] = rank(group, entry, &rule, unit, chosen + 1);
-        memcpy(device + 1, chosen + 1, n * sizeof *chosen);
-        nkv_sort_ids(device + 1, n);
+        n = chosen[0] = rank(group, entry, &rule, unit, chosen + 1);
+        TRY(group_put_set(group, cmd, unit));
     }
     group->counts.n_select_rounds += entry->n_subs > 0;
     return (int)n;
@@ -348,18 +349,121 @@ static int finish_attend(struct group *group, const struct group_entry *entry)
     return (int)n_seen;
 }
 
+/* ---- READ ---- */
+
+static int plan_pages(struct group *group, struct group_entry *entry, uint32_t m)
+{
+    const struct nkv_cmd *cmd = &entry->cmd;
+    const struct run all = {.page = UINT32_MAX};
+    struct nkv_cmd part = *cmd;
+
+    if (put_lists(group, cmd, m, &all, &part) == 0)
+        return 0;
+    part.out_offset =
+        group_take(group, m, group_read_bytes(&group->shape, cmd, (uint64_t)group_units(group, cmd) * part.n_pages));
+    return group_add(group, entry, m, &part, 0);
+}
+
+static int plan_digests(struct group *group, struct group_entry *entry, uint32_t m)
+{
+    struct nkv_cmd part = entry->cmd;
+
+    part.pos = local_pages(group, m, entry->cmd.pos);
+    part.n_pages = local_pages(group, m, entry->cmd.pos + entry->cmd.n_pages) - part.pos;
+    if (part.n_pages == 0)
+        return 0;
+    part.out_offset = group_take(group, m, group_read_bytes(&group->shape, &part, part.n_pages));
+    return group_add(group, entry, m, &part, 0);
+}
+
+static int plan_transfer(struct group *group, struct group_entry *entry)
+{
+    for (uint32_t m = 0; m < group->n; m++)
+        TRY(entry->cmd.flags & NKV_DIGEST ? plan_digests(group, entry, m) : plan_pages(group, entry, m));
+    return 0;
+}
+
+static const uint8_t *member_pages(const struct group *group, const struct group_sub *sub)
+{
+    return group->members[sub->member].window + sub->cmd.out_offset;
+}
+
+/* A member's pages lie in the order of its part of the lists. to: NULL: only counts. returns: pages of all members. */
+static uint32_t spread_pages(const struct group *group, const struct nkv_cmd *cmd, const struct group_sub *sub,
+                             uint8_t *to)
+{
+    uint64_t bytes = group_read_bytes(&group->shape, cmd, 1);
+    uint32_t n_all = 0, n = 0;
+
+    for (uint32_t unit = 0; unit < group_units(group, cmd); unit++) {
+        const uint32_t *list = list_at(group_window(group), cmd->list_offset, unit, cmd->n_pages);
+
+        for (uint32_t i = 0; i < list[0] && i < cmd->n_pages; i++, n_all++)
+            if (to && list[1 + i] % group->n == sub->member)
+                memcpy(to + n_all * bytes, member_pages(group, sub) + n++ * bytes, bytes);
+    }
+    return n_all;
+}
+
+static void spread_digests(const struct group *group, const struct nkv_cmd *cmd, const struct group_sub *sub,
+                           uint8_t *to)
+{
+    uint64_t bytes = nkv_digest_bytes(&group->shape);
+    const uint8_t *from = member_pages(group, sub);
+
+    for (uint32_t head = 0; head < group->shape.n_kv_heads; head++)
+        for (uint32_t i = 0; i < sub->cmd.n_pages; i++, from += bytes) {
+            uint64_t page = (uint64_t)(sub->cmd.pos + i) * group->n + sub->member - cmd->pos;
+
+            memcpy(to + (head * (uint64_t)cmd->n_pages + page) * bytes, from, bytes);
+        }
+}
+
+static int finish_read(struct group *group, const struct group_entry *entry)
+{
+    const struct nkv_cmd *cmd = &entry->cmd;
+    bool digests = cmd->flags & NKV_DIGEST;
+    uint32_t n_all = digests ? cmd->n_pages : spread_pages(group, cmd, NULL, NULL);
+
+    TRY(group_check_read(group, cmd, n_all));
+    for (uint32_t i = 0; i < entry->n_subs; i++) {
+        const struct group_sub *sub = &group->subs[entry->first_sub + i];
+        uint8_t *to = group_window(group) + cmd->out_offset;
+
+        if (digests)
+            spread_digests(group, cmd, sub, to);
+        else
+            (void)spread_pages(group, cmd, sub, to);
+    }
+    return (int)n_all;
+}
+
 static int plan(struct group *group, struct group_entry *entry)
 {
-    if (entry->cmd.op == NKV_OP_APPEND)
+    switch (entry->cmd.op) {
+    case NKV_OP_APPEND:
         return plan_append(group, entry);
-    return entry->cmd.op == NKV_OP_SELECT ? plan_select(group, entry) : plan_attend(group, entry);
+    case NKV_OP_SELECT:
+        return plan_select(group, entry);
+    case NKV_OP_READ:
+        return plan_transfer(group, entry);
+    default:
+        return plan_attend(group, entry);
+    }
 }
 
 static int finish(struct group *group, const struct group_entry *entry)
 {
-    if (entry->cmd.op == NKV_OP_SELECT)
+    switch (entry->cmd.op) {
+    case NKV_OP_APPEND:
+        return (int)entry->cmd.n_tokens;
+    case NKV_OP_SELECT:
         return finish_select(group, entry);
-    return entry->cmd.op == NKV_OP_ATTEND ? finish_attend(group, entry) : (int)entry->cmd.n_tokens;
+    case NKV_OP_READ:
+        return finish_read(group, entry);
+    default:
+        return finish_attend(group, entry);
+    }
 }
 
 const struct group_kind group_cp = {

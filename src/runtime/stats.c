@@ -169,6 +169,8 @@ int nkv_context_device(const struct nkv_context *context, uint32_t i, struct nkv
     report.n_free_pages = stat.n_free_pages;
     report.n_total_pages = stat.n_total_pages;
     report.window_bytes = port->window_bytes + (context->shares && i < n ? context->ports[i].window_bytes : 0);
+    report.read_bytes = stat.read_bytes;
+    report.written_bytes = stat.written_bytes;
     *report_out = report;
     return 0;
 }

@@ -30,17 +30,28 @@ out = run('bench', 'prefill', '--shape', 'needle-256', '--ctx', 1000, '--prefill
                      '--json')[0]
 assert out['schema'] == 'nearkv.bench.prefill/1' and out['gflop_per_s'] > 0 and out['library_gflop_per_s'] > 0
 
+for batch, mode in (3, 'png'), (1, 'pnm'):
+    out = run('bench', 'decode', '--shape', 'needle-256', '--ctx', '300', '--budget', 128, '--steps', 5, '--mode', mode,
+              '--batch', batch, '--micro-batches', 2, '--json')[0]
+    assert out['batch'] == batch and out['micro_batches'] == 2
+    assert out['contexts'][0]['ms']['attend'] > 0 and out['contexts'][0]['ms']['wait'] > 0
+for bench in 'decode', 'serve':
+    assert '--micro-batches' in run('bench', bench, '--micro-batches', 3, status=2)[1]
+
 three = {'p50': float, 'p90': float, 'p99': float}
-want = {'schema': str, 'model': str, 'mode': str, 'batch': int, 'failed': int, 'wall_s': float, 'ttft_ms': three, 'tpot_ms': three,
-        'queue_ms': three, 'steps': int, 'moves': int, 'most_running': int, 'busiest_to_mean': float, 'devices': list,
-        'load': {'arrivals': str, 'lengths': str, 'requests': int, 'outputs': int, 'seed': int},
+want = {'schema': str, 'model': str, 'mode': str, 'batch': int, 'micro_batches': int, 'failed': int, 'wall_s': float, 'ttft_ms': three, 'tpot_ms': three,
+        'queue_ms': three, 'steps': int, 'moves': int, 'most_running': int, 'busiest_to_mean': float, 'busiest_to_mean_bytes': float,
+        'devices': list,
+        'load': {'arrivals': str, 'lengths': str, 'filled': bool, 'requests': int, 'outputs': int, 'least_outputs': int, 'seed': int},
         'throughput': {'requests_per_s': float, 'prompt_tokens_per_s': float, 'output_tokens_per_s': float}}
 prompts = {}
 for model in ('-m', 'needle'), ('--shape', 'needle-256'):
     for arrivals, lengths in ('all', 'uniform:10-300'), ('poisson:200', 'loguniform:10-2K'), ('poisson:200', 'fixed:100'):
         out, err = run('bench', 'serve', *model, '--arrivals', arrivals, '--lengths', lengths, '--requests', 9, '--outputs', 4,
-                       '--batch', 3, '--devices', 2, '--threads', 1, '--seed', 5, '--json')
+                       '--batch', 3, '--micro-batches', 1 + (arrivals == 'all'), '--devices', 2, '--threads', 1, '--seed', 5,
+                       '--json')
         fields(out, want)
+        assert out['micro_batches'] == 1 + (arrivals == 'all')
         assert out['schema'] == 'nearkv.bench.serve/1' and out['failed'] == 0 and out['most_running'] <= 3 and err == ''
         for name in 'ttft_ms', 'tpot_ms', 'queue_ms':
             assert 0 < out[name]['p50'] <= out[name]['p90'] <= out[name]['p99'] < out['wall_s'] * 1000
@@ -61,10 +72,20 @@ for mapping in 'auto', 'cp':
     assert kv['mapping'] == mapping and kv['sequences'] > 0 and out['failed'] == 0, (kv, out)
     assert kv['sequences'] + sum(d['sequences'] for d in out['devices']) == 6, (kv, out)
     assert kv['output_tokens'] + sum(d['output_tokens'] for d in out['devices']) == 6 * 3, (kv, out)
+# A prompt that is filled in costs what its keys and values are; each of two tokens reads the 32 pages of 32 tokens of 64 dimensions, K and V.
+page = 32 * 64 * 2 * 2
+out = run('bench', 'serve', '--shape', 'tiny-256', '--fill', '--kv', 'f16', '--mode', 'full', '--lengths', 'fixed:1000', '--requests', 3,
+          '--outputs', 2, '--threads', 1, '--json')[0]
+fields(out, want)
+assert out['load']['filled'] and out['steps'] == 3 and out['devices'][0]['prefill_tokens'] == 3 * 999, out
+assert out['devices'][0]['read_bytes'] == 3 * 2 * 32 * page and out['devices'][0]['written_bytes'] == 3 * 1001 * page // 32, out['devices']
+
+out = run('bench', 'serve', '--shape', 'tiny-256', '--fill', '--lengths', 'fixed:10', '--requests', 40, '--outputs', '3-5', '--threads', 1, '--json')[0]
+assert 40 * 3 < out['devices'][0]['output_tokens'] < 40 * 5 and out['load']['outputs'] == 5 and out['load']['least_outputs'] == 3, out
 
 for flags, message in ((('--arrivals', 'often'), 'poisson:R'), (('--arrivals', 'poisson:0'), 'poisson:'),
                        (('--lengths', 'fixed:0'), 'fixed:'), (('--lengths', 'uniform:9-3'), 'A-B'),
-                       (('--lengths', 'normal:3'), 'loguniform:A-B'), (('--outputs', 1), '--outputs'),
+                       (('--lengths', 'normal:3'), 'loguniform:A-B'), (('--outputs', 1), '--outputs'), (('--outputs', '9-3'), '--outputs A-B'),
                        (('--step-tokens', 100), 'need at least 520'), (('--shape', 'gpt-9'), '--shape')):
     assert message in run('bench', 'serve', *flags, status=2)[1], flags
 PY

@@ -173,6 +173,12 @@ rc, out, err = disturbed(in_decoding, *ask, '-p', 'The pass key is ', '--mode', 
 assert rc == 0 and 'waiting for it' in err and out == want['answers'][0]['text'] + '\n', (rc, out, err)
 until(lambda: stat(path3)['clients'] == [])
 assert stat(path3)['used_bytes'] == 0
+# A sequence over this device and another, in the default mode: it goes on, too.
+spread = [*ask, '--device', devices[1], '--kv-parallel', 'cp', '-p', 'The pass key is ']
+rc, out, err = disturbed(in_decoding, *spread, '--reconnect')
+assert rc == 0 and 'pnm3' in err and 'is there again' in err and out == want['answers'][0]['text'] + '\n', (rc, out, err)
+until(lambda: stat(path3)['clients'] == [])
+assert stat(path3)['used_bytes'] == 0
 rc, out, err = disturbed(in_prefill, *ask, '-p', 'The pass key is ')
 assert rc == 1 and 'its process ended' in err and 'waiting' not in err, err
 stop(three, path3)
@@ -180,6 +186,8 @@ kept = 'anon:64M'
 three, path3 = start('pnm3', memory=kept)
 rc, out, err = disturbed(in_prefill, *ask, '-p', 'The pass key is ', '--reconnect')
 assert rc == 1 and 'is there again' in err and 'cannot go on' in err and 'no sequence' in err, err
+rc, out, err = disturbed(in_prefill, *spread, '--reconnect')
+assert rc == 1 and 'is there again' in err and 'cannot go on' in err and 'pnm3' in err and 'no sequence' in err, err
 stop(three, path3)
 
 # --watch ends with the device; SIGTERM and SIGINT end it well.

@@ -33,8 +33,8 @@ for mode in ('full', 'recall', 'pnm', 'png'):
         got, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', mode, '--devices', devices, '--json', *sparse)
         compute = got.pop('compute', None)
         assert (compute is not None) == (mode in ('recall', 'png'))
-        kv = got.pop('kv_parallel', {'mapping': 'dp'})  # two devices and one long text: it lies on both, where that is possible
-        assert kv['mapping'] == ('auto' if devices == 2 and mode in ('full', 'pnm') else 'dp') and kv.get('sequences', 1) == 1, kv
+        kv = got.pop('kv_parallel', {'mapping': 'dp'})  # two devices and one long text: it lies on both
+        assert kv['mapping'] == ('auto' if devices == 2 else 'dp') and kv.get('sequences', 1) == 1, kv
         fields(got, SCHEMA)
         assert got['schema'] == 'nearkv.run/1' and got['mode'] == mode and got['text'] == '31415.', got
         assert got['n_generated'] == len(got['tokens']) == 6 and got['n_prompt'] > 8000
@@ -69,7 +69,14 @@ for mapping, devices in (('cp', 3), ('tp', 2)):
         assert kv['messages'] > kv['commands'] > 0 and (kv['select_rounds'] > 0) == (mapping == 'cp' or select == 'layer'), kv
         used = [d['used_bytes'] for d in got['devices']]
         assert max(used) < 1.1 * one['devices'][0]['used_bytes'] / devices and min(used) > 0.8 * max(used), used
-got, _ = run('run', '-f', text, *ask, *spread)
+for mode in ('png', 'recall'):  # the same pages are recalled into the same slots
+    one, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', mode, '--json', *sparse)
+    for spread in (['--kv-parallel', 'cp', '--devices', 3], ['--kv-parallel', 'tp', '--devices', 2]):
+        got, _ = run('run', '-f', text, '-p', 'The pass key is ', *spread, *(['--mode', mode] if mode == 'recall' else []), '--json', *sparse)
+        assert got['mode'] == mode and got['tokens'] == one['tokens'], got['text']
+        assert got['steady'] == one['steady'] and got['link'] == one['link'] and got['steady']['resident_pages'] > 0, got
+        assert all(d['used_bytes'] > 0 for d in got['devices']) and len(got['devices']) == spread[-1] and got['compute']['used_bytes'] > 0, got
+got, _ = run('run', '-f', text, *ask, '--json', *sparse, *spread)
 assert [a['text'] for a in got['answers']] == ['31415.', '27.', ''] and got['answers'][0]['device'] is None, got['answers']
 small = ['--device', 'cpu:capacity=20M', '--device', 'cpu:capacity=20M']
 _, err = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, '--kv-parallel', 'dp', status=2)
@@ -84,19 +91,19 @@ assert 'over 2 devices (cp)' in err, err
 # spread, and several prompts go where what they have in common lies.
 short = ['-p', 'The key is 5. The key is ']
 long = open(text).read() + 'The pass key is '
-alone = [run('run', *ask, '--mode', 'pnm', *sparse[:4], '--json')[0]['tokens'] for ask in (short, ['-p', long])]
-got, _ = run('run', *short, '-p', long, *short, '--mode', 'pnm', *sparse[:4], '--devices', 2, '--kv-parallel', 'auto', '--json')
-assert [a['tokens'] for a in got['answers']] == [alone[0], alone[1], alone[0]], got['answers']
-assert [a['device'] for a in got['answers']] == [0, None, 1] and got['kv_parallel']['sequences'] == 1, got
-assert all(0 < d['used_bytes'] <= d['capacity_bytes'] for d in got['devices']), got['devices']
+for mode in 'pnm', 'png':
+    alone = [run('run', *ask, '--mode', mode, *sparse[:4], '--json')[0]['tokens'] for ask in (short, ['-p', long])]
+    got, _ = run('run', *short, '-p', long, *short, '--mode', mode, *sparse[:4], '--devices', 2, '--kv-parallel', 'auto', '--json')
+    assert [a['tokens'] for a in got['answers']] == [alone[0], alone[1], alone[0]], got['answers']
+    assert [a['device'] for a in got['answers']] == [0, None, 1] and got['kv_parallel']['sequences'] == 1, got
+    assert all(0 < d['used_bytes'] <= d['capacity_bytes'] for d in got['devices']), got['devices']
 got, _ = run('run', '-f', text, *ask, '--mode', 'pnm', '--devices', 2, *sparse, '--json')
 assert [a['text'] for a in got['answers']] == ['31415.', '27.', ''] and got['kv_parallel']['sequences'] == 3, got
-for more in (['--mode', 'recall'], ['--trace', f'{tmp}/auto'], ['--memory', f'file:{tmp}/auto.img:64M'], ['--devices', 1]):
-    got, _ = run('run', *short, '--mode', 'pnm', *([] if '--devices' in more else ['--devices', 2]), '--kv-parallel', 'auto', '--json', *more)
+for more in (['--trace', f'{tmp}/auto'], ['--memory', f'file:{tmp}/auto.img:64M'], ['--devices', 1]):
+    got, _ = run('run', *short, '--mode', 'png', *([] if '--devices' in more else ['--devices', 2]), '--kv-parallel', 'auto', '--json', *more)
     assert got['tokens'] == alone[0] and 'kv_parallel' not in got, (more, got)
-for wrong, words in ((['--mode', 'png'], 'mode png'), (['--mode', 'pnm', '--trace', f'{tmp}/t'], '--trace'),
-                     (['--mode', 'pnm', '--session', 's', '--device', 'unix:/x'], '--session'),
-                     (['--mode', 'pnm', '--kv-parallel', 'tp', '--devices', 3], 'KV heads')):
+for wrong, words in ((['--trace', f'{tmp}/t'], '--trace'), (['--memory', f'file:{tmp}/i:64M', '--devices', 2], '--memory'),
+                     (['--session', 's', '--device', 'unix:/x'], '--session'), (['--kv-parallel', 'tp', '--devices', 3], 'KV heads')):
     done = subprocess.run([NEARKV, 'run', '-p', 'x', '--kv-parallel', 'cp', *map(str, wrong)], capture_output=True, text=True)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count('\n') == 1, done
 

@@ -292,6 +292,72 @@ static void forks_and_truncated_sequences_go_their_own_ways(void **state)
     }
 }
 
+/* What statistics count of one command. */
+static void check_bytes(struct rig *rig, struct nkv_cmd cmd, uint64_t n_read, uint64_t n_written)
+{
+    struct nkv_device_stat before = rig_stat(rig), after;
+
+    rig_do(rig, cmd);
+    after = rig_stat(rig);
+    assert_int_equal(after.read_bytes - before.read_bytes, n_read);
+    assert_int_equal(after.written_bytes - before.written_bytes, n_written);
+}
+
+static void bytes_are_counted(void **state)
+{
+    const uint32_t ids[] = {1, 4, 11}, first[] = {0, 1};
+    uint64_t page = nkv_page_bytes(&small, 2), head = nkv_page_bytes(&small, 1), digest = 2 * nkv_digest_bytes(&small);
+    struct nkv_cmd attend = {
+        .op = NKV_OP_ATTEND, .seq = 1, .in_offset = Q_AT, .out_offset = Q_AT + 65536, .n_tokens = 1};
+    struct nkv_cmd select = {.op = NKV_OP_SELECT, .seq = 1, .in_offset = Q_AT, .out_offset = OUT_AT, .n_tokens = 1};
+    struct nkv_cmd digests = read_cmd(1, 0, 5, NKV_DIGEST);
+    struct nkv_device_stat before;
+    struct model model;
+    struct rig rig;
+
+    (void)state;
+    open_filled(&rig, &model, &small, 99); /* 12 full pages of 8 tokens and 3 tokens */
+    random_floats(&(uint64_t){3}, rig_at(&rig, Q_AT), 90 * 4 * 16);
+    check_bytes(&rig, (struct nkv_cmd){.op = NKV_OP_SEQ_OPEN, .seq = 2, .n_tokens = 99}, 0, 0);
+    check_bytes(&rig, (struct nkv_cmd){.op = NKV_OP_APPEND, .seq = 2, .n_tokens = 16}, 0, 2 * page);
+
+    put_lists(&rig, 1, 2, first);
+    check_bytes(&rig, write_cmd(2, 1, 2, 16, 0), 0, 2 * page);
+    put_lists(&rig, 1, 3, ids);
+    check_bytes(&rig, read_cmd(1, 0, 3, 0), 3 * page, 0);
+    attend.list_offset = LIST_AT;
+    attend.n_pages = 3;
+    check_bytes(&rig, attend, 3 * page, 0);
+    attend.flags = NKV_CAUSAL;
+    attend.pos = 40; /* the last of the pages lies behind it */
+    check_bytes(&rig, attend, 2 * page, 0);
+    put_lists(&rig, 2, 3, ids);
+    attend.flags = NKV_PER_HEAD;
+    attend.pos = 0;
+    check_bytes(&rig, attend, 6 * head, 0);
+    attend = (struct nkv_cmd){.op = NKV_OP_ATTEND,
+                              .seq = 1,
+                              .in_offset = Q_AT,
+                              .out_offset = Q_AT + 65536,
+                              .n_tokens = 90,
+                              .flags = NKV_ALL_PAGES | NKV_CAUSAL,
+                              .pos = 9};
+    check_bytes(&rig, attend, (10 + 13) * page, 0); /* blocks of 64 tokens: to token 72, to token 98 */
+
+    select.n_pages = 4;
+    select.sink = select.recent = 1;
+    select.pos = 98;
+    check_bytes(&rig, select, 11 * digest, 0); /* neither the first page nor the open one competes */
+    check_bytes(&rig, digests, 5 * digest, 0);
+
+    before = rig_stat(&rig);
+    attend.pos = 10; /* there is no token 99 */
+    assert_int_equal(rig_run(&rig, attend), NKV_EINVAL);
+    assert_int_equal(rig_stat(&rig).read_bytes, before.read_bytes);
+    model_close(&model);
+    rig_close(&rig);
+}
+
 static void reserved_room_is_never_short(void **state)
 {
     struct nkv_device_config config = rig_config(&small, 1);
@@ -330,6 +396,7 @@ int main(void)
         cmocka_unit_test(a_sequence_moves_by_read_and_write),
         cmocka_unit_test(sequences_without_pages),
         cmocka_unit_test(forks_and_truncated_sequences_go_their_own_ways),
+        cmocka_unit_test(bytes_are_counted),
         cmocka_unit_test(reserved_room_is_never_short),
     };
 

@@ -332,6 +332,7 @@ static void test_large_windows_and_messages(void **state)
                                                    .out_offset = 32u << 20}),
                      4000);
     assert_int_equal(rig_stat(&rig).n_sequences, 1);
+    assert_true(rig_stat(&rig).written_bytes >= 4000 / shape.page_tokens * nkv_page_bytes(&shape, shape.n_kv_heads));
     model_close(&model);
     rig_close(&rig);
 }

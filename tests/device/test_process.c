@@ -69,6 +69,8 @@ static void compare_runs(bool process)
             fail_msg("op %u succeeded %u times", op, n_good[op]);
     assert_true(rig_stat(&here).used_bytes == rig_stat(&there).used_bytes && rig_stat(&here).used_bytes > 0);
     assert_int_equal(rig_stat(&here).n_sequences, rig_stat(&there).n_sequences);
+    assert_true(rig_stat(&here).read_bytes == rig_stat(&there).read_bytes && rig_stat(&here).read_bytes > 0);
+    assert_true(rig_stat(&here).written_bytes == rig_stat(&there).written_bytes && rig_stat(&here).written_bytes > 0);
     rig_close(&here);
     rig_close(&there);
     server_await_clients(&server, 0);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The engine: every request gets the tokens that it gets alone, whoever runs beside it, in whatever order they come and
- * leave, wherever they are moved; memory is free when a request ends; one that fails, or is cancelled, ends alone.
+ * leave, wherever they are moved; memory is free when a request ends; one that fails, or is cancelled, ends alone. With
+ * one micro-batch, then with two.
  */
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,59 +12,14 @@
 
 #include <nearkv/engine.h>
 
-#include "model_fixture.h"
+#include "many_fixture.h"
 
 #define N_REQUESTS 7u
 #define MAX_NEW    24u
-#define N_DEVICES  2u
 #define CHUNK      16u
 
 static const uint32_t prompts[N_REQUESTS] = {40, 1, 150, 17, 16, 90, 2};
 static const uint32_t news[N_REQUESTS] = {12, 24, 3, 20, 1, 9, 16};
-
-struct many {
-    struct nkv_model *model;
-    struct nkv_device *devices[N_DEVICES], *compute;
-    struct nkv_context *context;
-    struct nkv_decoder *decoder;
-    uint32_t n_vocab;
-};
-
-static void open_many(const char *spec, uint64_t capacity_bytes, struct many *m)
-{
-    struct nkv_device_config config = {.size = sizeof config, .capacity_bytes = capacity_bytes, .n_threads = 1};
-    struct nkv_context_options context = {
-        .size = sizeof context, .n_devices = N_DEVICES, .max_batch = 8, .max_tokens = 64};
-    struct nkv_decoder_options decoder = {.size = sizeof decoder, .n_threads = 2, .max_batch = 8, .chunk_tokens = 40};
-    struct nkv_model_info info;
-    char path[512];
-
-    *m = (struct many){0};
-    fixture_path("llama", "gguf", path);
-    assert_ok(nkv_model_open(path, &m->model));
-    nkv_model_info(m->model, &info);
-    m->n_vocab = info.n_vocab;
-    nkv_model_kv_shape(m->model, 16, NKV_F16, NKV_DIGEST_MINMAX, &config.shape);
-    for (uint32_t i = 0; i < N_DEVICES; i++)
-        assert_ok(nkv_device_open(i == 0 ? spec : "cpu", &config, &m->devices[i]));
-    config.capacity_bytes = 16u << 20;
-    assert_ok(nkv_device_open("cpu", &config, &m->compute));
-    context.shape = config.shape;
-    context.devices = m->devices;
-    context.compute = m->compute;
-    assert_ok(nkv_context_open(&context, &m->context));
-    assert_ok(nkv_decoder_open(m->model, m->context, &decoder, &m->decoder));
-}
-
-static void close_many(struct many *m)
-{
-    nkv_decoder_close(m->decoder);
-    nkv_context_close(m->context);
-    for (uint32_t i = 0; i < N_DEVICES; i++)
-        nkv_device_close(m->devices[i]);
-    nkv_device_close(m->compute);
-    nkv_model_close(m->model);
-}
 
 static uint64_t used_bytes(const struct many *m)
 {
@@ -595,6 +551,8 @@ int main(void)
         cmocka_unit_test(moving),
         cmocka_unit_test(what_is_refused),
     };
+    int n_failed = cmocka_run_group_tests_name("one micro-batch", tests, NULL, NULL);
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    n_micro_batches = 2;
+    return n_failed + cmocka_run_group_tests_name("two micro-batches", tests, NULL, NULL);
 }

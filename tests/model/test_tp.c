@@ -3,7 +3,7 @@
  * Tensor parallel decoders, on threads in place of processes. The logits of every fixture, type of weights and number
  * of processes lie within a bound of those of one process (sums of o and down are rounded in another order, nothing
  * else differs), and are the same bits in every run. What cannot be divided is refused with what can; a step that fails
- * leaves all of them in step.
+ * leaves all of them in step, also half way through one of two micro-batches.
  */
 #define _GNU_SOURCE
 #include <stdarg.h>
@@ -23,6 +23,7 @@
 
 #define N_PROMPT 70u
 #define N_STEPS  6u
+#define BATCH    3u
 
 struct process {
     struct threads_comm comm;
@@ -31,7 +32,8 @@ struct process {
     enum nkv_mode mode;
     float *logits; /* rank 0: [N_STEPS][n_vocab] */
     int status;
-    bool fails; /* a step, on purpose */
+    bool fails;       /* a step, on purpose */
+    uint32_t n_micro; /* of steps of several sequences; 0: there is one sequence */
     pthread_t thread;
 };
 
@@ -46,7 +48,8 @@ static struct nkv_decoder_options options_of(struct process *p)
                                         .n_threads = 2,
                                         .max_batch = 4,
                                         .chunk_tokens = 56,
-                                        .comm = p->comm.comm.size > 1 ? &p->comm.comm : NULL};
+                                        .comm = p->comm.comm.size > 1 ? &p->comm.comm : NULL,
+                                        .n_micro_batches = p->n_micro};
 }
 
 static struct nkv_seq *open_short_seq(struct rig *rig)
@@ -105,6 +108,50 @@ static void lead(struct process *p, struct nkv_model *model)
         assert_ok(nkv_follow_end(&p->comm.comm));
 }
 
+/* The last of a batch is full: its half's attention is refused in rank 0 while the other half's is in flight. */
+static void fail_batch(struct rig *rig, struct nkv_seq *const seqs[BATCH], float *logits)
+{
+    struct nkv_seq *short_seq = open_short_seq(rig), *with_short[BATCH + 1];
+    int32_t tokens[BATCH + 1] = {3, 4, 5, 6};
+
+    memcpy(with_short, seqs, BATCH * sizeof *with_short);
+    with_short[BATCH] = short_seq;
+    assert_ok(nkv_prefill(rig->decoder, short_seq, tokens, 3, NULL, NULL, NULL));
+    assert_int_equal(nkv_decode(rig->decoder, with_short, tokens, BATCH + 1, logits), NKV_ENOSPC);
+    assert_non_null(strstr(nkv_last_error(), "more than the"));
+    assert_int_equal(nkv_context_recover(rig->context, 0), 0); /* no ticket is in flight */
+    for (uint32_t i = 0; i < BATCH; i++)
+        assert_int_equal(nkv_seq_length(seqs[i]), N_PROMPT - i);
+    nkv_seq_close(short_seq);
+}
+
+static void lead_batch(struct process *p, struct nkv_model *model)
+{
+    struct nkv_decoder_options options = options_of(p);
+    struct nkv_seq *seqs[BATCH];
+    struct nkv_model_info info;
+    int32_t prompt[N_PROMPT];
+    struct rig rig;
+
+    nkv_model_info(model, &info);
+    rig_open_devices(model, "cpu", NKV_F32, 16, 2, &rig);
+    assert_ok(nkv_decoder_open(model, rig.context, &options, &rig.decoder));
+    for (uint32_t i = 0; i < N_PROMPT; i++)
+        prompt[i] = token_at(i);
+    for (uint32_t i = 0; i < BATCH; i++) {
+        seqs[i] = open_seq(&rig, p->mode, 64);
+        assert_ok(nkv_prefill(rig.decoder, seqs[i], prompt + i, N_PROMPT - i, NULL, NULL, NULL));
+    }
+    if (p->fails)
+        fail_batch(&rig, seqs, p->logits);
+    for (uint32_t s = 0; s < N_STEPS / BATCH; s++)
+        assert_ok(nkv_decode(rig.decoder, seqs, prompt, BATCH, p->logits + (size_t)s * BATCH * info.n_vocab));
+    for (uint32_t i = 0; i < BATCH; i++)
+        nkv_seq_close(seqs[i]);
+    rig_close(&rig);
+    assert_ok(nkv_follow_end(&p->comm.comm));
+}
+
 static void follow(struct process *p, struct nkv_model *model)
 {
     struct nkv_decoder_options options = options_of(p);
@@ -123,7 +170,9 @@ static void *process_main(void *arg)
 
     assert_ok(nkv_model_open_memory(p->data, p->bytes, "fixture", &model));
     assert_ok(nkv_model_shard(model, &p->comm.comm));
-    if (p->comm.comm.rank == 0)
+    if (p->comm.comm.rank == 0 && p->n_micro > 0)
+        lead_batch(p, model);
+    else if (p->comm.comm.rank == 0)
         lead(p, model);
     else
         follow(p, model);
@@ -131,16 +180,15 @@ static void *process_main(void *arg)
     return NULL;
 }
 
-/* The logits of n processes. */
-static void run(const void *data, size_t bytes, enum nkv_mode mode, uint32_t n, bool fails, float *logits_out)
+/* Processes like this one, n of them. */
+static void run(const struct process *like, uint32_t n)
 {
     struct threads_group group = {.size = n};
     struct process processes[COMM_MAX];
 
     pthread_barrier_init(&group.barrier, NULL, n);
     for (uint32_t r = 0; r < n; r++) {
-        processes[r] =
-            (struct process){.data = data, .bytes = bytes, .mode = mode, .logits = logits_out, .fails = fails};
+        processes[r] = *like;
         comm_init(&processes[r].comm, &group, r);
         if (r > 0)
             assert_int_equal(pthread_create(&processes[r].thread, NULL, process_main, &processes[r]), 0);
@@ -182,17 +230,19 @@ static void compare(const char *name, enum nkv_dtype dtype, enum nkv_mode mode)
 {
     static float alone[N_STEPS * 256], many[N_STEPS * 256], again[N_STEPS * 256];
     const double bound = dtype == NKV_F32 || dtype == NKV_F16 ? BOUND_F32 : BOUND_BF16;
+    struct process process = {.mode = mode, .logits = alone};
     void *data;
-    size_t bytes;
 
-    convert_fixture(name, dtype, NULL, &data, &bytes);
-    run(data, bytes, mode, 1, false, alone);
+    convert_fixture(name, dtype, NULL, &data, &process.bytes);
+    process.data = data;
+    run(&process, 1);
     for (uint32_t n = 2; n <= 4; n++) {
         double worst;
 
-        if (!divides(data, bytes, n))
+        if (!divides(data, process.bytes, n))
             continue;
-        run(data, bytes, mode, n, false, many);
+        process.logits = many, process.fails = false;
+        run(&process, n);
         worst = difference(many, alone, N_STEPS * 256);
         if (getenv("NKV_VERBOSE"))
             print_message("%-10s %-5s %-5s %u processes: %.2g\n", name, nkv_dtype_name(dtype), nkv_mode_name(mode), n,
@@ -200,7 +250,8 @@ static void compare(const char *name, enum nkv_dtype dtype, enum nkv_mode mode)
         if (!(worst <= bound) || worst == 0)
             fail_msg("%s in %s, %u processes: logits differ by %g, bound %g (not 0)", name, nkv_dtype_name(dtype), n,
                      worst, bound);
-        run(data, bytes, mode, n, true, again);
+        process.logits = again, process.fails = true;
+        run(&process, n);
         assert_memory_equal(many, again, sizeof many);
     }
     nkv_free(data);
@@ -219,6 +270,32 @@ static void test_modes(void **state)
     (void)state;
     for (int mode = 0; mode < NKV_MODE_COUNT; mode++)
         compare("llama", NKV_F32, (enum nkv_mode)mode);
+}
+
+/* The halves are exchanged one after the other, in the same order everywhere: the same bits. */
+static void test_two_micro_batches(void **state)
+{
+    static float one[N_STEPS * 256], two[N_STEPS * 256];
+    struct process process = {0};
+    void *data;
+
+    (void)state;
+    convert_fixture("llama", NKV_F32, NULL, &data, &process.bytes);
+    process.data = data;
+    for (int mode = 0; mode < NKV_MODE_COUNT; mode++)
+        for (uint32_t n = 2; n <= 4; n += 2) {
+            process.mode = (enum nkv_mode)mode;
+            process.n_micro = 1, process.logits = one, process.fails = false;
+            run(&process, n);
+            process.n_micro = 2, process.logits = two;
+            run(&process, n);
+            assert_memory_equal(one, two, sizeof one);
+            process.fails = true;
+            run(&process, n);
+            if (mode != NKV_MODE_PNG) /* where what is resident already rounds otherwise */
+                assert_memory_equal(one, two, sizeof one);
+        }
+    nkv_free(data);
 }
 
 static void test_what_cannot_be_divided_is_refused(void **state)
@@ -277,6 +354,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logits_are_those_of_one_process),
         cmocka_unit_test(test_modes),
+        cmocka_unit_test(test_two_micro_batches),
         cmocka_unit_test(test_what_cannot_be_divided_is_refused),
         cmocka_unit_test(test_a_part_is_a_part),
     };

@@ -14,7 +14,7 @@
 #include "runtime/runtime.h"
 
 #define N_DEVICES 3u
-#define N_SEQS    5u
+#define N_SEQS    6u
 #define CHUNK     96u
 #define N_STEPS   10u
 
@@ -22,20 +22,21 @@
 struct kind {
     enum nkv_mode mode;
     enum nkv_granularity granularity;
-    bool sparse_prefill, spread;
-    uint32_t n_tokens; /* fed: a spread one asks for more, so that it is long */
+    bool sparse_prefill;
+    uint32_t n_tokens;   /* fed */
+    uint32_t max_tokens; /* of one that is spread, which asks for more, so that it is long; 0: it is not */
 };
 
 static const struct kind kinds[N_SEQS] = {
-    {NKV_MODE_FULL, NKV_SELECT_LAYER, false, true, 900},    {NKV_MODE_PNM, NKV_SELECT_KV_HEAD, true, true, 790},
-    {NKV_MODE_PNM, NKV_SELECT_LAYER, true, false, 500},     {NKV_MODE_FULL, NKV_SELECT_LAYER, false, false, 333},
-    {NKV_MODE_RECALL, NKV_SELECT_LAYER, false, false, 700},
+    {NKV_MODE_PNG, NKV_SELECT_LAYER, false, 900, 6000},    {NKV_MODE_PNM, NKV_SELECT_KV_HEAD, true, 790, 8000},
+    {NKV_MODE_RECALL, NKV_SELECT_LAYER, true, 650, 12000}, {NKV_MODE_PNM, NKV_SELECT_LAYER, true, 500, 0},
+    {NKV_MODE_FULL, NKV_SELECT_LAYER, false, 333, 0},      {NKV_MODE_PNG, NKV_SELECT_KV_HEAD, false, 700, 0},
 };
 
 /* Long, though it selects: in one layer it reads all. */
-static struct nkv_seq_options spread_options(enum nkv_mode mode, enum nkv_granularity granularity)
+static struct nkv_seq_options spread_options(enum nkv_mode mode, enum nkv_granularity granularity, uint32_t max_tokens)
 {
-    struct nkv_seq_options so = rig_seq_options(mode, mode == NKV_MODE_FULL ? 4000 : 8000, 256, granularity);
+    struct nkv_seq_options so = rig_seq_options(mode, max_tokens, 256, granularity);
 
     so.n_dense_layers = 1;
     return so;
@@ -43,8 +44,8 @@ static struct nkv_seq_options spread_options(enum nkv_mode mode, enum nkv_granul
 
 static struct nkv_seq_options options_of(const struct kind *kind)
 {
-    struct nkv_seq_options so = kind->spread
-                                    ? spread_options(kind->mode, kind->granularity)
+    struct nkv_seq_options so = kind->max_tokens
+                                    ? spread_options(kind->mode, kind->granularity, kind->max_tokens)
                                     : rig_seq_options(kind->mode, kind->n_tokens + N_STEPS, 256, kind->granularity);
 
     so.sparse_prefill = kind->sparse_prefill;
@@ -119,7 +120,8 @@ static bool feed(struct rig *rig, struct rig_seq *s, const bool *takes, uint32_t
 /* Prefill, decode, truncate, decode, fork, decode the fork. */
 static void play(enum nkv_kv_parallel kv_parallel, const bool *takes, struct record *record)
 {
-    struct rig_options options = {.n_devices = N_DEVICES, .max_batch = N_SEQS, .kv_parallel = kv_parallel};
+    struct rig_options options = {
+        .n_devices = N_DEVICES, .max_batch = N_SEQS, .kv_parallel = kv_parallel, .capacity_bytes = 32u << 20};
     struct rig_seq s[N_SEQS] = {0};
     struct nkv_seq *parents[N_SEQS] = {0};
     struct rig rig;
@@ -134,7 +136,7 @@ static void play(enum nkv_kv_parallel kv_parallel, const bool *takes, struct rec
             continue;
         assert_int_equal(nkv_seq_open(rig.context, &so, &seq), 0);
         if (kv_parallel == NKV_KV_AUTO)
-            assert_true((nkv_seq_device(seq) == NKV_ALL_DEVICES) == kinds[i].spread);
+            assert_true((nkv_seq_device(seq) == NKV_ALL_DEVICES) == (kinds[i].max_tokens > 0));
         rig_seq_init(&s[i], seq, 40 + i);
     }
     while (feed(&rig, s, takes, N_STEPS, record))
@@ -169,14 +171,14 @@ static void test_same_bits(void **state)
     (void)state;
     for (uint32_t i = 0; i < N_SEQS; i++) {
         all[i] = true;
-        parts[i] = kinds[i].spread;
+        parts[i] = kinds[i].max_tokens > 0;
         whole[i] = !parts[i];
     }
     play(NKV_KV_AUTO, all, &both);
     play(NKV_KV_DATA, whole, &dp);
     play(NKV_KV_CONTEXT, parts, &cp);
     for (uint32_t i = 0; i < N_SEQS; i++) {
-        const struct record *one = kinds[i].spread ? &cp : &dp;
+        const struct record *one = parts[i] ? &cp : &dp;
 
         assert_int_equal(both.n[i], one->n[i]);
         assert_memory_equal(both.outputs[i], one->outputs[i], one->n[i] * sizeof(float));
@@ -234,14 +236,22 @@ static void test_choice(void **state)
     rig_close(&rig);
 }
 
+/* returns: how it was opened, or its failure. */
+static int open_session(struct rig *rig, const struct nkv_seq_options *so, struct nkv_seq **seq_out)
+{
+    static const int32_t ids[40];
+    struct nkv_session_options session = {.size = sizeof session, .n_tokens = 40, .tokens = ids, .name = "s"};
+    struct nkv_session_result result;
+    int status = nkv_session_open(rig->context, so, &session, seq_out, &result);
+
+    return status < 0 ? status : (int)result.how;
+}
+
 /* A session stays whole, and is found again, whatever else lies on its device. */
 static void test_session(void **state)
 {
     struct nkv_seq_options so = rig_seq_options(NKV_MODE_FULL, 4000, 256, NKV_SELECT_LAYER);
     struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_AUTO};
-    int32_t ids[40] = {0};
-    struct nkv_session_options session = {.size = sizeof session, .n_tokens = 40, .tokens = ids, .name = "s"};
-    struct nkv_session_result result;
     struct nkv_seq *spread, *seq;
     struct rig rig;
 
@@ -250,9 +260,7 @@ static void test_session(void **state)
     assert_int_equal(nkv_seq_open(rig.context, &so, &spread), 0);
     assert_int_equal(nkv_seq_device(spread), NKV_ALL_DEVICES);
     for (uint32_t i = 0; i < 2; i++) {
-        if (nkv_session_open(rig.context, &so, &session, &seq, &result) < 0)
-            fail_msg("%s", nkv_last_error());
-        assert_int_equal(result.how, i ? NKV_SESSION_RESUMED : NKV_SESSION_NEW);
+        assert_int_equal(open_session(&rig, &so, &seq), i ? NKV_SESSION_RESUMED : NKV_SESSION_NEW);
         assert_int_equal(nkv_seq_device(seq), 0);
         nkv_seq_close(seq);
     }
@@ -314,9 +322,6 @@ static void test_larger_than_a_device(void **state)
     large.max_tokens = 30000;
     assert_int_equal(nkv_seq_can_fit(rig.context, &large), NKV_ENOSPC);
     assert_non_null(strstr(nkv_last_error(), "over 3 devices (cp)"));
-    large.mode = NKV_MODE_RECALL;
-    assert_int_equal(nkv_seq_can_fit(rig.context, &large), NKV_ENOSPC);
-    assert_non_null(strstr(nkv_last_error(), "on one device"));
     assert_int_equal(rig_prefill(&rig, &s[1], 3700, 512), 0);
     for (uint32_t i = 0; i < 7; i++)
         assert_int_equal(rig_step(&rig, all, chunk, 3), 0);
@@ -332,12 +337,13 @@ static void test_larger_than_a_device(void **state)
     small.max_tokens = 2200;
     assert_int_equal(device_of(&rig, &small), NKV_ALL_DEVICES);
     nkv_seq_close(rig.context->sequences);
-    small.mode = NKV_MODE_RECALL; /* or refused */
-    small.resident_tokens = 256;
-    assert_int_equal(nkv_seq_open(rig.context, &small, &seq), NKV_ENOSPC);
+    assert_int_equal(open_session(&rig, &small, &seq), NKV_ENOSPC); /* or refused, if it has to be whole */
+    assert_non_null(strstr(nkv_last_error(), "on one device"));
     nkv_seq_close(s[1].seq);
-    assert_int_equal(device_of(&rig, &small), 2);
-    nkv_seq_close(rig.context->sequences);
+    assert_int_equal(open_session(&rig, &small, &seq), 0);
+    assert_int_equal(nkv_seq_device(seq), 2);
+    nkv_seq_close(seq);
+    assert_int_equal(nkv_session_remove(rig.context, "s"), 0);
     nkv_seq_close(s[0].seq);
     nkv_seq_close(s[2].seq);
     assert_true(rig_empty(&rig));
@@ -452,7 +458,7 @@ static void test_command_fails(void **state)
 {
     static const char *const specs[] = {"fault:op=append,n=20:cpu", "fault:op=attend,n=15:cpu",
                                         "fault:op=select,n=1:cpu"};
-    struct nkv_seq_options so[2] = {spread_options(NKV_MODE_PNM, NKV_SELECT_LAYER),
+    struct nkv_seq_options so[2] = {spread_options(NKV_MODE_PNM, NKV_SELECT_LAYER, 8000),
                                     rig_seq_options(NKV_MODE_FULL, 400, 256, NKV_SELECT_LAYER)};
 
     (void)state;

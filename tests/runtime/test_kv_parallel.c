@@ -11,134 +11,18 @@
 #include <cmocka.h>
 
 #include "base/mem.h"
-#include "runtime/group.h"
-#include "runtime/rig.h"
-
-#define N_STEPS  12u
-#define N_TOKENS 900u
-#define ROUNDING 1e-5f /* outputs are below 1, merged from at most 4 partials of f32 */
-
-/* The "set" lines of the plan log, and every output. */
-struct record {
-    char *sets;
-    size_t n, room;
-    float *outputs; /* [n_outputs] */
-    size_t n_outputs;
-};
-
-static void note_set(void *arg, const char *line)
-{
-    struct record *record = arg;
-    size_t n = strlen(line);
-
-    if (strncmp(line, "set ", 4) != 0)
-        return;
-    if (record->n + n + 2 > record->room) {
-        record->room = 2 * (record->n + n + 2);
-        record->sets = realloc(record->sets, record->room);
-        assert_non_null(record->sets);
-    }
-    memcpy(record->sets + record->n, line, n);
-    record->sets[record->n + n] = '\n';
-    record->n += n + 1;
-    record->sets[record->n] = '\0';
-}
-
-static void note_outputs(struct record *record, const float *outputs, size_t n)
-{
-    record->outputs = realloc(record->outputs, (record->n_outputs + n) * sizeof(float));
-    assert_non_null(record->outputs);
-    memcpy(record->outputs + record->n_outputs, outputs, n * sizeof(float));
-    record->n_outputs += n;
-}
-
-static void record_free(struct record *record)
-{
-    free(record->sets);
-    free(record->outputs);
-}
-
-static void decode(struct rig *rig, struct rig_seq *s, struct record *record, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        assert_int_equal(rig_decode(rig, s), 0);
-        assert_int_equal(nkv_seq_status(s->seq), 0);
-        note_outputs(record, s->last, RIG_LAYERS * RIG_ROW);
-    }
-}
-
-/* Prefill in chunks that begin and end anywhere in pages, decode, truncate, fork, decode both. */
-static void run(struct rig_options options, const struct nkv_seq_options *so, struct record *record)
-{
-    static const uint32_t chunks[] = {1, 70, 32, 29, 500, 3};
-    struct nkv_seq *seq, *fork;
-    struct rig_seq s, f;
-    struct rig rig;
-
-    *record = (struct record){0};
-    options.plan_log = note_set;
-    options.plan_log_arg = record;
-    assert_int_equal(rig_open(&rig, &options), 0);
-    assert_int_equal(nkv_seq_open(rig.context, so, &seq), 0);
-    rig_seq_init(&s, seq, 11);
-    for (uint32_t i = 0; s.length < N_TOKENS; i = (i + 1) % 6) {
-        uint32_t n = chunks[i] < N_TOKENS - s.length ? chunks[i] : N_TOKENS - s.length;
-
-        assert_int_equal(rig_prefill(&rig, &s, n, n), 0);
-        assert_int_equal(nkv_seq_status(seq), 0);
-        note_outputs(record, s.out, n * RIG_ROW);
-    }
-    decode(&rig, &s, record, N_STEPS);
-    assert_int_equal(nkv_seq_truncate(seq, N_TOKENS - 77), 0);
-    s.length = nkv_seq_length(seq);
-    decode(&rig, &s, record, 40); /* over a page's end */
-    assert_int_equal(nkv_seq_fork(seq, N_TOKENS - 100, NULL, &fork), 0);
-    rig_seq_init(&f, fork, 12);
-    f.length = nkv_seq_length(fork);
-    decode(&rig, &f, record, N_STEPS);
-    decode(&rig, &s, record, N_STEPS);
-    nkv_seq_close(seq);
-    nkv_seq_close(fork);
-    assert_true(rig_empty(&rig));
-    rig_seq_free(&s);
-    rig_seq_free(&f);
-    rig_close(&rig);
-}
-
-static void check_equal(enum nkv_kv_parallel kv_parallel, uint32_t n_devices, const struct nkv_seq_options *so,
-                        enum nkv_dtype dtype)
-{
-    struct rig_options options = {.dtype = dtype, .n_threads = 2};
-    struct record one, many;
-
-    run(options, so, &one);
-    options.kv_parallel = kv_parallel;
-    options.n_devices = n_devices;
-    run(options, so, &many);
-    if (so->mode != NKV_MODE_FULL || so->sparse_prefill) {
-        assert_true(one.n > 0);
-        assert_string_equal(one.sets, many.sets);
-    }
-    assert_int_equal(one.n_outputs, many.n_outputs);
-    if (n_devices == 1)
-        assert_memory_equal(one.outputs, many.outputs, one.n_outputs * sizeof(float));
-    else
-        assert_true(rig_difference(one.outputs, many.outputs, (uint32_t)one.n_outputs) <= ROUNDING);
-    record_free(&one);
-    record_free(&many);
-}
+#include "runtime/kv_parallel.h"
 
 static void check_kind(enum nkv_kv_parallel kv_parallel, uint32_t max_devices)
 {
-    for (uint32_t n = 1; n <= max_devices; n++)
-        for (uint32_t variant = 0; variant < 6; variant++) {
-            struct nkv_seq_options so = rig_seq_options(variant % 3 ? NKV_MODE_PNM : NKV_MODE_FULL, N_TOKENS + 100, 256,
-                                                        variant / 3 ? NKV_SELECT_KV_HEAD : NKV_SELECT_LAYER);
+    for (uint32_t variant = 0; variant < 6; variant++) {
+        struct nkv_seq_options so = rig_seq_options(variant % 3 ? NKV_MODE_PNM : NKV_MODE_FULL, N_TOKENS + 100, 256,
+                                                    variant / 3 ? NKV_SELECT_KV_HEAD : NKV_SELECT_LAYER);
 
-            so.sparse_prefill = variant % 3 == 2;
-            so.n_dense_layers = variant == 4;
-            check_equal(kv_parallel, n, &so, (enum nkv_dtype)((n + variant) % NKV_DTYPE_COUNT));
-        }
+        so.sparse_prefill = variant % 3 == 2;
+        so.n_dense_layers = variant == 4;
+        check_range(kv_parallel, 1, max_devices, &so, (enum nkv_dtype)((kv_parallel + variant) % NKV_DTYPE_COUNT));
+    }
 }
 
 static void test_context_parallel(void **state)
@@ -167,6 +51,9 @@ static void test_budgets(void **state)
         so.recent_pages = edges[i][1];
         check_equal(NKV_KV_CONTEXT, 3, &so, NKV_F32);
         check_equal(NKV_KV_HEADS, 2, &so, NKV_F32);
+        so.mode = NKV_MODE_PNG;
+        so.resident_tokens = (1 + 5 * i) * RIG_PAGE; /* less and more than a budget */
+        check_equal(NKV_KV_CONTEXT, 3, &so, NKV_Q8_0);
     }
 }
 
@@ -211,14 +98,13 @@ static void test_ties(void **state)
  * A batch and two tickets in flight. The third time the members' windows are said to be smaller than they are: they
  * fill up, commands wait for them, and what needs more has larger ones mapped.
  */
-static void test_batches(void **state)
+static void check_batches(enum nkv_mode mode, enum nkv_kv_parallel kv_parallel, uint32_t n_devices)
 {
     static float outputs[3][4][RIG_LAYERS * RIG_ROW];
 
-    (void)state;
     for (uint32_t i = 0; i < 3; i++) {
-        struct rig_options options = {.n_devices = i ? 3 : 1, .kv_parallel = i ? NKV_KV_CONTEXT : NKV_KV_DATA};
-        struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 500, 160, NKV_SELECT_LAYER);
+        struct rig_options options = {.n_devices = i ? n_devices : 1, .kv_parallel = i ? kv_parallel : NKV_KV_DATA};
+        struct nkv_seq_options so = rig_seq_options(mode, 500, 160, NKV_SELECT_LAYER);
         struct nkv_ticket *tickets[2];
         struct nkv_attend_item items[4];
         struct nkv_seq *seqs[4];
@@ -258,6 +144,15 @@ static void test_batches(void **state)
     }
     assert_memory_equal(outputs[1], outputs[2], sizeof outputs[1]);
     assert_true(rig_difference(&outputs[0][0][0], &outputs[1][0][0], 4 * RIG_LAYERS * RIG_ROW) <= ROUNDING);
+}
+
+static void test_batches(void **state)
+{
+    (void)state;
+    check_batches(NKV_MODE_PNM, NKV_KV_CONTEXT, 3);
+    check_batches(NKV_MODE_PNG, NKV_KV_CONTEXT, 3);
+    check_batches(NKV_MODE_PNG, NKV_KV_HEADS, 2);
+    check_batches(NKV_MODE_RECALL, NKV_KV_CONTEXT, 2);
 }
 
 /* Three devices serve what none of them could, and refuse what all of them cannot. */
@@ -317,13 +212,17 @@ static void test_whole_budget(void **state)
 /* A command that one member fails ends its sequence, which is usable again when it is cut to what it has. */
 static void test_command_fails(void **state)
 {
-    static const char *const specs[] = {"fault:op=append,n=5:cpu", "fault:op=select,n=2:cpu",
-                                        "fault:op=attend,n=9:cpu"};
+    static const struct {
+        const char *spec;
+        enum nkv_mode mode;
+    } cases[] = {{"fault:op=append,n=5:cpu", NKV_MODE_PNM}, {"fault:op=select,n=2:cpu", NKV_MODE_PNM},
+                 {"fault:op=attend,n=9:cpu", NKV_MODE_PNM}, {"fault:op=select,n=7:cpu", NKV_MODE_PNG},
+                 {"fault:op=read,n=2:cpu", NKV_MODE_PNG},   {"fault:op=read,n=2:cpu", NKV_MODE_RECALL}};
 
     (void)state;
-    for (uint32_t i = 0; i < 3; i++) {
-        struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_CONTEXT, .spec = specs[i]};
-        struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 600, 160, NKV_SELECT_LAYER);
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_CONTEXT, .spec = cases[i].spec};
+        struct nkv_seq_options so = rig_seq_options(cases[i].mode, 600, 160, NKV_SELECT_LAYER);
         float expected[RIG_ROW];
         struct nkv_seq *seq;
         struct rig_seq s;
@@ -424,10 +323,33 @@ static void test_open_fails(void **state)
     rig_close(&rig);
 }
 
+/* The compute side has no room, or there is none. */
+static void test_no_compute(void **state)
+{
+    struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_CONTEXT, .compute_bytes = 64u << 10};
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNG, 6000, 4096, NKV_SELECT_LAYER);
+    struct nkv_context_options none = {.size = sizeof none, .n_devices = 2, .kv_parallel = NKV_KV_CONTEXT};
+    struct nkv_seq *seq;
+    struct rig rig;
+
+    (void)state;
+    assert_int_equal(rig_open(&rig, &options), 0);
+    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), NKV_ENOSPC);
+    assert_non_null(strstr(nkv_last_error(), "on the compute device"));
+    assert_int_equal(nkv_seq_can_fit(rig.context, &so), NKV_ENOSPC);
+    nkv_context_close(rig.context);
+    none.shape = rig.shape;
+    none.devices = rig.devices;
+    assert_int_equal(nkv_context_open(&none, &rig.context), 0);
+    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), NKV_EINVAL);
+    assert_non_null(strstr(nkv_last_error(), "compute device"));
+    rig_close(&rig);
+}
+
 static void test_refusals(void **state)
 {
     struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_CONTEXT};
-    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNG, 600, 160, NKV_SELECT_LAYER);
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 600, 160, NKV_SELECT_LAYER);
     const int32_t ids[4] = {1, 2, 3, 4};
     struct nkv_session_options session = {.size = sizeof session, .n_tokens = 4, .tokens = ids, .name = "s"};
     struct nkv_session_result result;
@@ -438,16 +360,8 @@ static void test_refusals(void **state)
 
     (void)state;
     assert_int_equal(rig_open(&rig, &options), 0);
-    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), NKV_ENOTSUP);
-    assert_non_null(strstr(nkv_last_error(), "mode png"));
-    so.mode = NKV_MODE_RECALL;
-    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), NKV_ENOTSUP);
-    so.mode = NKV_MODE_PNM;
     assert_int_equal(nkv_session_open(rig.context, &so, &session, &seq, &result), NKV_ENOTSUP);
     assert_non_null(strstr(nkv_last_error(), "session"));
-    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), 0);
-    so.mode = NKV_MODE_PNG;
-    assert_int_equal(nkv_seq_fork(seq, 0, &so, &seq), NKV_ENOTSUP);
     rig_close(&rig);
     options.n_devices = 3;
     assert_int_equal(rig_open(&rig, &options), 0);
@@ -500,7 +414,8 @@ int main(void)
         cmocka_unit_test(test_batches),          cmocka_unit_test(test_larger_than_a_device),
         cmocka_unit_test(test_whole_budget),     cmocka_unit_test(test_command_fails),
         cmocka_unit_test(test_open_fails),       cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_refusals),         cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_no_compute),       cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_messages),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -187,15 +187,13 @@ static void a_device_that_kept_its_memory_goes_on(void **state)
             goes_on(mode, before);
 }
 
-/* A sequence on two devices ends with either, and goes on when that one is back. */
-static void a_sequence_on_two_devices_goes_on(void **state)
+static void goes_on_spread(enum nkv_mode mode)
 {
-    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 400, 160, NKV_SELECT_LAYER);
+    struct nkv_seq_options so = rig_seq_options(mode, 400, 160, NKV_SELECT_LAYER);
     float expected[RIG_LAYERS * RIG_ROW];
     struct nkv_seq *other;
     struct run run;
 
-    (void)state;
     for (uint32_t i = 0; i < 2; i++) {
         struct rig_seq *s = &run.s[0];
         struct nkv_seq *seq;
@@ -228,6 +226,15 @@ static void a_sequence_on_two_devices_goes_on(void **state)
     }
     assert_int_equal(server_stat(&run.server).n_sequences, 0);
     server_close(&run.server);
+}
+
+/* A sequence on two devices ends with either, and goes on when that one is back. */
+static void a_sequence_on_two_devices_goes_on(void **state)
+{
+    (void)state;
+    goes_on_spread(NKV_MODE_PNM);
+    goes_on_spread(NKV_MODE_PNG);
+    goes_on_spread(NKV_MODE_RECALL);
 }
 
 /* ---- Sequences of both kinds over the same devices ---- */
