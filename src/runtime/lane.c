@@ -79,10 +79,13 @@ void lane_advance(struct nkv_ticket *lane)
     flush_ports(lane->context);
 }
 
-/* Of works that have come as far, those on all devices have commands that the host has still to hand out. */
+/* Of works that only wait for what is submitted, those on all devices have commands that the host has still to hand
+ * out. Before that the order is the items', as in lane_advance. */
 static bool is_before(const struct work *a, const struct work *b)
 {
-    return a->stage < b->stage || (a->stage == b->stage && seq_is_spread(a->seq) && !seq_is_spread(b->seq));
+    if (a->stage != b->stage)
+        return a->stage < b->stage;
+    return a->stage == STAGE_FINAL && seq_is_spread(a->seq) && !seq_is_spread(b->seq);
 }
 
 /* The work to wait for: first those whose SELECT or READ lets other devices start. */

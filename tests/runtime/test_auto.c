@@ -102,10 +102,11 @@ static void step(struct rig *rig, struct rig_seq *s, const uint32_t *each, const
 /* Chunks and decode steps of all that are taken, together. returns: whether there was something to do. */
 static bool feed(struct rig *rig, struct rig_seq *s, const bool *takes, uint32_t n_steps, struct record *record)
 {
+    static const uint32_t order[N_SEQS] = {3, 4, 1, 5, 0, 2}; /* whole ones before others, also of one mode */
     uint32_t each[N_SEQS], which[N_SEQS], n = 0;
 
-    for (uint32_t i = 0; i < N_SEQS; i++) {
-        uint32_t n_prompt = kinds[i].n_tokens;
+    for (uint32_t j = 0; j < N_SEQS; j++) {
+        uint32_t i = order[j], n_prompt = kinds[i].n_tokens;
 
         if (!takes[i] || s[i].length >= n_prompt + n_steps)
             continue;
