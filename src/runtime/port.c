@@ -121,16 +121,16 @@ int port_map(struct port *port, uint64_t lane_bytes, uint64_t control_bytes)
     return 0;
 }
 
-/* A device is lost for its own sequences and for those that lie on all, whoever of them noticed. */
-static void fail_shared(struct nkv_context *context)
+void ports_check_shares(struct nkv_context *context)
 {
     for (uint32_t i = 0; context->shares && i < context->options.n_devices; i++) {
-        int status = share_check(context->options.devices[i]);
+        const char *why;
+        int status = share_check(context->options.devices[i], &why);
 
         if (status < 0 && context->ports[i].status == 0)
-            port_fail(context, &context->ports[i], status, nkv_last_error());
+            port_fail(context, &context->ports[i], status, why);
         if (status < 0 && context->group_port->status == 0)
-            port_fail(context, context->group_port, status, nkv_last_error());
+            port_fail(context, context->group_port, status, why);
     }
 }
 
@@ -144,7 +144,7 @@ void port_fail(struct nkv_context *context, struct port *port, int status, const
     port->control_done = true;
     port->control_res = status;
     port_abandon(context, port);
-    fail_shared(context);
+    ports_check_shares(context);
 }
 
 int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape)

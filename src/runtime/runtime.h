@@ -248,6 +248,8 @@ static inline uint64_t port_control_at(const struct port *port)
 int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape);
 /* The queue failed: puts the port out of order and ends what is in flight. */
 void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason);
+/* A device is lost for its own sequences and for those that lie on all, whoever of them noticed. */
+void ports_check_shares(struct nkv_context *context);
 /* Queues a command; what is staged goes down with port_flush. returns: its number. */
 uint64_t port_stage(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd);
 void port_flush(struct nkv_context *context, struct port *port);

@@ -254,6 +254,7 @@ static int face_map(struct nkv_device *device, uint64_t bytes, void **window_out
     struct share *share = face->share;
     uint64_t sizes[FACE_COUNT];
     bool grows = bytes > face->bytes, lost = share->status < 0;
+    int status;
 
     for (uint32_t f = 0; f < FACE_COUNT; f++) {
         const struct face *one = &share->faces[f];
@@ -262,8 +263,10 @@ static int face_map(struct nkv_device *device, uint64_t bytes, void **window_out
         if (grows && !lost && one->n_open > 0)
             FAIL(NKV_ESTATE, "a window cannot grow while %u commands are in flight", one->n_open);
     }
-    if (grows || lost)
-        TRY(map_all(share, sizes));
+    status = grows || lost ? map_all(share, sizes) : 0;
+    if (status == NKV_EDEVICE && !lost)
+        return lose(share, status, nkv_last_error());
+    TRY(status);
     if (lost)
         reset_queue(share);
     share->status = 0;
@@ -324,9 +327,12 @@ void share_watch(struct nkv_device *face, uint8_t **window)
     face_of(face)->window = window;
 }
 
-int share_check(const struct nkv_device *face)
+int share_check(const struct nkv_device *face, const char **why_out)
 {
-    return check(((const struct face *)(const void *)face)->share);
+    const struct share *share = ((const struct face *)(const void *)face)->share;
+
+    *why_out = share->error;
+    return share->status;
 }
 
 struct nkv_device *const *shares_faces(const struct shares *shares, enum face_kind kind)

@@ -316,13 +316,40 @@ static void nothing_is_left_behind(void **state)
     }
 }
 
+/* A device that is found gone when its window is to grow is lost like any other, for both kinds. */
+static void a_window_grows_on_a_dead_device(void **state)
+{
+    static outputs_t out;
+
+    (void)state;
+    record(NKV_MODE_PNM, out);
+    for (uint32_t which = 0; which < 2; which++) {
+        struct nkv_seq_options so = options_of(NKV_MODE_PNM, which);
+        struct nkv_seq *fork = NULL;
+        struct world w;
+
+        if (which)
+            so.budget_tokens = so.max_tokens = 4000; /* longer sets: every window */
+        else
+            so.max_tokens = 60000; /* longer lists of all pages: the group's */
+        open_world(&w, NKV_MODE_PNM, 1);
+        server_kill(&w.servers[0]);
+        assert_int_equal(nkv_seq_fork(w.s[which].seq, LENGTH, &so, &fork), NKV_EDEVICE);
+        assert_non_null(strstr(nkv_last_error(), "pnm0"));
+        restart(&w.servers[0]);
+        assert_int_equal(nkv_context_recover(w.rig.context, 5000), 1);
+        (void)cut_back(&w);
+        finish(&w, NKV_MODE_PNM, out);
+        close_world(&w, 1);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(both_kinds_are_in_flight),
-        cmocka_unit_test(a_device_goes_at_any_time),
-        cmocka_unit_test(devices_come_back_one_by_one),
-        cmocka_unit_test(nothing_is_left_behind),
+        cmocka_unit_test(both_kinds_are_in_flight),        cmocka_unit_test(a_device_goes_at_any_time),
+        cmocka_unit_test(devices_come_back_one_by_one),    cmocka_unit_test(nothing_is_left_behind),
+        cmocka_unit_test(a_window_grows_on_a_dead_device),
     };
 
     if (argc == 4)
