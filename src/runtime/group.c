@@ -244,13 +244,16 @@ static int group_map(struct nkv_device *device, uint64_t bytes, void **window_ou
 {
     struct group *group = group_of(device);
     struct nkv_region window;
+    int status;
 
     TRY(nkv_region_open_sparse(bytes, &window));
     discard(group);
     group->status = 0;
-    if (map_members(group, bytes > group->member_bytes ? bytes : group->member_bytes) < 0) {
+    status = map_members(group, bytes > group->member_bytes ? bytes : group->member_bytes);
+    if (status < 0) {
         nkv_region_close(&window);
-        return group->status;
+        group->status = status == NKV_EDEVICE ? status : 0; /* refused: no window has become smaller */
+        return status;
     }
     if (group->window.base)
         nkv_region_close(&group->window);

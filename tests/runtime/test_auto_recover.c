@@ -38,6 +38,20 @@ static struct nkv_seq_options options_of(enum nkv_mode mode, uint32_t i)
     return so;
 }
 
+static void open_seqs(struct world *w, enum nkv_mode mode)
+{
+    for (uint32_t i = 0; i < N_SEQS; i++) {
+        struct nkv_seq_options so = options_of(mode, i);
+        struct nkv_seq *seq = NULL;
+
+        if (nkv_seq_open(w->rig.context, &so, &seq) < 0)
+            fail_msg("%s", nkv_last_error());
+        assert_int_equal(nkv_seq_device(seq), i ? i - 1 : NKV_ALL_DEVICES);
+        rig_seq_init(&w->s[i], seq, 1 + i);
+        assert_int_equal(rig_prefill(&w->rig, &w->s[i], LENGTH, 128), 0);
+    }
+}
+
 /* n_remote of the two devices are processes. */
 static void open_world(struct world *w, enum nkv_mode mode, uint32_t n_remote)
 {
@@ -63,16 +77,7 @@ static void open_world(struct world *w, enum nkv_mode mode, uint32_t n_remote)
     assert_int_equal(nkv_device_open("cpu", &config, &w->rig.compute), 0);
     options.compute = w->rig.compute;
     assert_int_equal(nkv_context_open(&options, &w->rig.context), 0);
-    for (uint32_t i = 0; i < N_SEQS; i++) {
-        struct nkv_seq_options so = options_of(mode, i);
-        struct nkv_seq *seq = NULL;
-
-        if (nkv_seq_open(w->rig.context, &so, &seq) < 0)
-            fail_msg("%s", nkv_last_error());
-        assert_int_equal(nkv_seq_device(seq), i ? i - 1 : NKV_ALL_DEVICES);
-        rig_seq_init(&w->s[i], seq, 1 + i);
-        assert_int_equal(rig_prefill(&w->rig, &w->s[i], LENGTH, 128), 0);
-    }
+    open_seqs(w, mode);
 }
 
 static void close_world(struct world *w, uint32_t n_remote)
@@ -344,12 +349,99 @@ static void a_window_grows_on_a_dead_device(void **state)
     }
 }
 
+/* ---- A device whose window does not grow ---- */
+
+struct narrow {
+    struct nkv_device device; /* first */
+    struct nkv_device *inner;
+    bool refuses;
+};
+
+static struct nkv_device *inner_of(struct nkv_device *device)
+{
+    return ((struct narrow *)(void *)device)->inner;
+}
+static int narrow_caps(struct nkv_device *device, struct nkv_device_caps *caps_out)
+{
+    return inner_of(device)->ops->caps(inner_of(device), caps_out);
+}
+static int narrow_map(struct nkv_device *device, uint64_t bytes, void **window_out)
+{
+    if (((struct narrow *)(void *)device)->refuses)
+        return NKV_ENOMEM;
+    return inner_of(device)->ops->map(inner_of(device), bytes, window_out);
+}
+static int narrow_submit(struct nkv_device *device, const struct nkv_cmd *cmds, uint32_t n)
+{
+    return inner_of(device)->ops->submit(inner_of(device), cmds, n);
+}
+static int narrow_reap(struct nkv_device *device, struct nkv_cqe *cqes_out, uint32_t max_n, uint32_t min_n)
+{
+    return inner_of(device)->ops->reap(inner_of(device), cqes_out, max_n, min_n);
+}
+static int narrow_stat(struct nkv_device *device, struct nkv_device_stat *stat_out)
+{
+    return inner_of(device)->ops->stat(inner_of(device), stat_out);
+}
+static const struct nkv_device_ops narrow_ops = {.abi = NKV_DEVICE_ABI,
+                                                 .backend = "narrow",
+                                                 .caps = narrow_caps,
+                                                 .map = narrow_map,
+                                                 .submit = narrow_submit,
+                                                 .reap = narrow_reap,
+                                                 .stat = narrow_stat};
+
+/* No memory for a larger window is no loss: who wanted it is refused, all others go on. */
+static void a_window_cannot_grow(void **state)
+{
+    struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_AUTO, .capacity_bytes = 2 * CAPACITY};
+
+    (void)state;
+    for (uint32_t which = 0; which < 2; which++) {
+        struct nkv_context_options again = {
+            .size = sizeof again, .n_devices = 2, .kv_parallel = NKV_KV_AUTO, .max_batch = 4};
+        struct narrow narrow[2] = {0};
+        struct nkv_device *devices[2];
+        struct nkv_seq *seq = NULL;
+        struct world w = {0};
+
+        assert_int_equal(rig_open(&w.rig, &options), 0);
+        nkv_context_close(w.rig.context);
+        for (uint32_t i = 0; i < 2; i++) {
+            narrow[i] = (struct narrow){{&narrow_ops}, w.rig.devices[i], false};
+            devices[i] = &narrow[i].device;
+        }
+        again.shape = w.rig.shape;
+        again.devices = devices;
+        again.compute = w.rig.compute;
+        assert_int_equal(nkv_context_open(&again, &w.rig.context), 0);
+        open_seqs(&w, NKV_MODE_PNM);
+        for (uint32_t i = 0; i < 2; i++) {
+            struct nkv_seq_options so = options_of(NKV_MODE_PNM, i);
+
+            if (i)
+                so.budget_tokens = so.max_tokens = 4000;
+            else
+                so.max_tokens = 30000;
+            narrow[which].refuses = true;
+            assert_int_equal(nkv_seq_fork(w.s[i].seq, LENGTH, &so, &seq), NKV_ENOMEM);
+            step_all(&w);
+            for (uint32_t j = 0; j < N_SEQS; j++)
+                assert_int_equal(nkv_seq_status(w.s[j].seq), 0);
+            narrow[which].refuses = false;
+            assert_int_equal(nkv_seq_fork(w.s[i].seq, LENGTH, &so, &seq), 0);
+            nkv_seq_close(seq);
+        }
+        close_world(&w, 0);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(both_kinds_are_in_flight),        cmocka_unit_test(a_device_goes_at_any_time),
         cmocka_unit_test(devices_come_back_one_by_one),    cmocka_unit_test(nothing_is_left_behind),
-        cmocka_unit_test(a_window_grows_on_a_dead_device),
+        cmocka_unit_test(a_window_grows_on_a_dead_device), cmocka_unit_test(a_window_cannot_grow),
     };
 
     if (argc == 4)
