@@ -275,7 +275,7 @@ static inline bool seq_is_spread(const struct nkv_seq *seq)
 {
     return seq->context->shares && seq->home == seq->context->group_port;
 }
-int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *seq);
+int seq_check_compute(struct nkv_context *context, const struct nkv_seq *seq);
 bool seq_has_digests(const struct nkv_seq *seq);
 int port_free(const struct port *port, uint64_t *bytes_out);
 /* Bytes that its home device reads in a decode step, as the policy predicts them; of a sequence that is spread over
