@@ -201,18 +201,28 @@ int group_run(struct group *group, struct group_entry *entry, uint32_t m, struct
 
 /* ---- Windows ---- */
 
+static int map_member(struct port *member, uint64_t bytes)
+{
+    struct nkv_device_caps caps = {.size = sizeof caps};
+    void *window;
+
+    TRY(member->device->ops->map(member->device, bytes, &window));
+    member->window = window;
+    member->window_bytes = bytes;
+    TRY(member->device->ops->caps(member->device, &caps)); /* one that came back may have other memory */
+    caps.name[sizeof caps.name - 1] = '\0';
+    member->caps = caps;
+    return 0;
+}
+
 /* Nothing is in flight. */
 static int map_members(struct group *group, uint64_t bytes)
 {
     for (uint32_t m = 0; m < group->n; m++) {
-        struct port *member = &group->members[m];
-        void *window;
-        int status = member->device->ops->map(member->device, bytes, &window);
+        int status = map_member(&group->members[m], bytes);
 
         if (status < 0)
-            return lose(group, member, status, nkv_last_error());
-        member->window = window;
-        member->window_bytes = bytes;
+            return lose(group, &group->members[m], status, nkv_last_error());
     }
     group->member_bytes = bytes;
     return 0;

@@ -349,6 +349,42 @@ static void a_window_grows_on_a_dead_device(void **state)
     }
 }
 
+/* A device that comes back with other memory is taken for what it is now. */
+static void a_device_comes_back_smaller(void **state)
+{
+    struct nkv_device_config config = {
+        .size = sizeof config, .shape = rig_shape(NKV_F16), .capacity_bytes = CAPACITY, .n_threads = 1};
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_FULL, 40000, 160, NKV_SELECT_LAYER);
+
+    (void)state;
+    for (uint32_t k = 0; k < 2; k++) {
+        struct rig rig = {.shape = config.shape, .n_devices = 2};
+        struct nkv_context_options options = {.size = sizeof options,
+                                              .shape = config.shape,
+                                              .devices = rig.devices,
+                                              .n_devices = 2,
+                                              .kv_parallel = k ? NKV_KV_AUTO : NKV_KV_CONTEXT};
+        struct nkv_device_report report;
+        struct nkv_seq *seq = NULL;
+        struct server server;
+
+        server_open(&server, true, CAPACITY);
+        assert_int_equal(nkv_device_open(server.spec, &config, &rig.devices[0]), 0);
+        assert_int_equal(nkv_device_open("cpu", &config, &rig.devices[1]), 0);
+        assert_int_equal(nkv_context_open(&options, &rig.context), 0);
+        assert_int_equal(nkv_seq_can_fit(rig.context, &so), 0);
+        server_kill(&server);
+        assert_true(nkv_seq_open(rig.context, &so, &seq) < 0); /* which is how it is found out */
+        server_open_at(&server, true, CAPACITY / 4);
+        assert_int_equal(nkv_context_recover(rig.context, 5000), 1);
+        assert_int_equal(nkv_context_device(rig.context, 0, &report), 0);
+        assert_true(report.capacity_bytes <= CAPACITY / 4);
+        assert_int_equal(nkv_seq_can_fit(rig.context, &so), NKV_ENOSPC);
+        rig_close(&rig);
+        server_close(&server);
+    }
+}
+
 /* ---- A device whose window does not grow ---- */
 
 struct narrow {
@@ -442,6 +478,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(both_kinds_are_in_flight),        cmocka_unit_test(a_device_goes_at_any_time),
         cmocka_unit_test(devices_come_back_one_by_one),    cmocka_unit_test(nothing_is_left_behind),
         cmocka_unit_test(a_window_grows_on_a_dead_device), cmocka_unit_test(a_window_cannot_grow),
+        cmocka_unit_test(a_device_comes_back_smaller),
     };
 
     if (argc == 4)
