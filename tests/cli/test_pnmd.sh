@@ -185,9 +185,8 @@ rc, out, err = disturbed(in_decoding, *spread, '--reconnect')
 assert rc == 0 and 'pnm3' in err and 'is there again' in err and out == want['answers'][0]['text'] + '\n', (rc, out, err)
 until(lambda: stat(path3)['clients'] == [])
 assert stat(path3)['used_bytes'] == 0
-# A device that is lost again as soon as it is back, before the sequence is cut back: the prompt is fed to its end all the same. Between
-# the two sides stands one that kills the device before it hands on what the second connection gets for its window.
-def relay(listener):
+# Between the two sides stands one that changes what a connection (the n-th) gets for its window.
+def relay(listener, on_window):
     for n in itertools.count():
         client, _ = listener.accept()
         device = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -198,9 +197,8 @@ def relay(listener):
                     data, fds, _, _ = socket.recv_fds(side, 65536, 4)
                     if not data:
                         raise ConnectionError
-                    if side is device and n == 1 and data[6:8] == b'\x03\0':  # NKV_WIRE_MAP
-                        three.kill()
-                        three.wait()
+                    if side is device and data[6:8] == b'\x03\0':  # NKV_WIRE_MAP
+                        data = on_window(n, data)
                     socket.send_fds(client if side is device else device, [data], fds)
                     for fd in fds:
                         os.close(fd)
@@ -209,13 +207,31 @@ def relay(listener):
             device.close()
 
 
-listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-listener.bind(f'{tmp}/relay')
-listener.listen()
-threading.Thread(target=relay, args=(listener,), daemon=True).start()
-child = subprocess.Popen([NEARKV, 'run', *[f'unix:{tmp}/relay' if path3 in a else a for a in ask], '-p', 'The pass key is ', '--mode', 'pnm',
-                          '--reconnect'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-atexit.register(child.kill)
+def relayed(name, on_window, *more):
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f'{tmp}/{name}')
+    listener.listen()
+    threading.Thread(target=relay, args=(listener, on_window), daemon=True).start()
+    args = [f'unix:{tmp}/{name}' if path3 in a else a for a in [*ask, '-p', 'The pass key is ', '--mode', 'pnm', *more]]
+    child = subprocess.Popen([NEARKV, 'run', *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    atexit.register(child.kill)
+    return child
+
+
+def die_on_return(n, data):
+    if n == 1:
+        three.kill()
+        three.wait()
+    return data
+
+
+# A window that is smaller than what was asked for is no window: nothing is written beyond it.
+small = relayed('small', lambda n, data: data[:288] + (4096).to_bytes(8, 'little') + data[296:])  # nkv_wire_answer.bytes
+out, err = small.communicate(timeout=120)
+assert small.returncode == 1 and 'a window of 4096 bytes' in err and out == '', (small.returncode, out, err)
+
+# A device that is lost again as soon as it is back, before the sequence is cut back: the prompt is fed to its end all the same.
+child = relayed('twice', die_on_return, '--reconnect')
 in_prefill(child)
 child.send_signal(signal.SIGSTOP)
 three.kill()
