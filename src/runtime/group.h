@@ -67,11 +67,22 @@ struct group {
     struct nkv_kv_parallel_report counts;
 };
 
-/* ---- group.c ---- */
+/* ---- group_members.c ---- */
 /* 0, or what ended the group, with its message. */
 int group_check(const struct group *group);
+/* The entry fails with nkv_last_error(), if it has not yet. member: whose failure it is; NULL: the host's. */
+void group_entry_fail(struct group_entry *entry, const struct port *member, int status);
+/* The entry's commands of one member, which are what `after` of later ones will point to. returns: 0; the group is
+ * lost. */
+int group_submit_member(struct group *group, const struct group_entry *entry, uint32_t member);
+/* Takes one completion of a member; min_n 0: if there is one. returns: how many; the group is lost. */
+int group_reap_member(struct group *group, uint32_t member, uint32_t min_n);
 /* Runs one command of a member to its end while nothing else is in flight. returns: its result. */
 int group_run(struct group *group, struct group_entry *entry, uint32_t member, struct nkv_cmd *cmd);
+/* pre: nothing is in flight. returns: 0; the group is lost. */
+int group_map_members(struct group *group, uint64_t bytes);
+/* Waits for what is in flight on members that still answer. */
+void group_drain_members(struct group *group);
 
 /* ---- group_control.c ---- */
 /* Runs a command that a kind does not plan while nothing is in flight. returns: its result. */
