@@ -69,6 +69,7 @@ int group_reap_member(struct group *group, uint32_t m, uint32_t min_n)
 {
     struct port *member = &group->members[m];
     struct nkv_cqe cqe;
+    char reason[96];
     int n;
 
     if (member->n_in_flight == 0)
@@ -76,6 +77,10 @@ int group_reap_member(struct group *group, uint32_t m, uint32_t min_n)
     n = member->device->ops->reap(member->device, &cqe, 1, min_n);
     if (n < 0)
         return lose(group, member, n, nkv_last_error());
+    if (n > 1 || (uint32_t)n < min_n) {
+        snprintf(reason, sizeof reason, "it gave %d completions where %u to 1 were asked for", n, min_n);
+        return lose(group, member, NKV_EDEVICE, reason);
+    }
     if (n == 0)
         return 0;
     if (cqe.user_data >= group->n_subs || group->subs[cqe.user_data].member != m || group->subs[cqe.user_data].done)
