@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "parallel.h"
 #include "progress.h"
 #include "text.h"
 
@@ -37,7 +38,7 @@ static const char usage[] =
     "  --micro-batches N       1, or 2: dense layers of one half of a decode step under attention of the other (1)\n"
     "  --step-tokens N         tokens of a step, prompts and decoding together (a chunk of 512 beside the batch)\n"
     "  --move-steps N          a sequence moves to another device when that pays within N steps; 0: never (256)\n"
-    "  --seed S                of lengths, arrivals and prompts (0)\n"
+    "  --seed S                of lengths, outputs, arrivals and prompts (0)\n"
     "  --shape NAME            random weights of a known shape instead of a model, as in bench decode\n"
     "  --weights TYPE          of these: f32, f16, bf16 or q8_0 (bf16)\n"
     "  --json                  one JSON object on stdout (schema nearkv.bench.serve/1)\n";
@@ -402,6 +403,7 @@ int bench_serve_main(int argc, char **argv)
 
     if (rc != CLI_OK)
         return rc < 0 ? CLI_OK : rc;
+    parallel_tell_binding(s.opt.session.n_threads);
     rc = serve_draw(&s);
     if (rc == CLI_OK)
         rc = s.opt.shape ? open_shape(&s) : open_model(&s);
