@@ -67,13 +67,33 @@ int group_add(struct group *group, struct group_entry *entry, uint32_t member, c
     return 0;
 }
 
-uint64_t group_read_bytes(const struct nkv_kv_shape *shape, const struct nkv_cmd *cmd, uint64_t n_pages)
-{
-    uint32_t n_units = cmd->flags & NKV_PER_HEAD ? shape->n_kv_heads : 1;
+/* ---- Members ---- */
 
-    if (cmd->flags & NKV_DIGEST)
-        return n_pages * shape->n_kv_heads * nkv_digest_bytes(shape);
-    return n_pages * nkv_page_bytes(shape, shape->n_kv_heads / n_units);
+static int lose(struct group *group, const struct port *member, int status, const char *reason)
+{
+    snprintf(group->error, sizeof group->error, "device %u (%s): %s", member->index, member->caps.name,
+             *reason ? reason : nkv_status_name(status));
+    group->status = status;
+    FAIL(status, "%s", group->error);
+}
+
+int group_check(const struct group *group)
+{
+    if (group->status < 0)
+        FAIL(group->status, "%s", group->error);
+    return 0;
+}
+
+static void entry_fail(struct group_entry *entry, const struct port *member, int status)
+{
+    if (entry->res < 0)
+        return;
+    entry->res = status;
+    if (member)
+        snprintf(entry->error, sizeof entry->error, "device %u (%s): %s", member->index, member->caps.name,
+                 nkv_last_error());
+    else
+        snprintf(entry->error, sizeof entry->error, "%s", nkv_last_error());
 }
 
 int group_check_read(const struct group *group, const struct nkv_cmd *cmd, uint64_t n_pages)
@@ -86,11 +106,134 @@ int group_check_read(const struct group *group, const struct nkv_cmd *cmd, uint6
     return 0;
 }
 
+static void complete(struct group *group, struct group_sub *sub, const struct nkv_cqe *cqe)
+{
+    struct group_entry *entry = &group->entries[sub->slot];
+
+    sub->done = true;
+    sub->res = cqe->res;
+    entry->n_open--;
+    if (cqe->end_ns - cqe->start_ns >= entry->ns) {
+        entry->ns = cqe->end_ns - cqe->start_ns;
+        entry->start_ns = cqe->start_ns;
+    }
+    if (cqe->res < 0)
+        entry_fail(entry, &group->members[sub->member], cqe->res);
+    else if (sub->cmd.op == NKV_OP_READ)
+        group_count_pages(group, &sub->cmd, (uint32_t)cqe->res);
+}
+
+/* Takes one completion of a member. returns: how many; its queue's failure. */
+static int reap_member(struct group *group, uint32_t m, uint32_t min_n)
+{
+    struct port *member = &group->members[m];
+    struct nkv_cqe cqe;
+    int n;
+
+    if (member->n_in_flight == 0)
+        return 0;
+    n = member->device->ops->reap(member->device, &cqe, 1, min_n);
+    if (n < 0)
+        return lose(group, member, n, nkv_last_error());
+    if (n == 0)
+        return 0;
+    if (cqe.user_data >= group->n_subs || group->subs[cqe.user_data].member != m || group->subs[cqe.user_data].done)
+        return lose(group, member, NKV_EDEVICE, "it completed what is not in flight there");
+    member->n_in_flight--;
+    complete(group, &group->subs[cqe.user_data], &cqe);
+    return n;
+}
+
+static int submit_batch(struct group *group, uint32_t m, const struct nkv_cmd *cmds, uint32_t n)
+{
+    struct port *member = &group->members[m];
+    int status;
+
+    while (member->n_in_flight + n > QUEUE_COMMANDS)
+        TRY(reap_member(group, m, 1));
+    status = member->device->ops->submit(member->device, cmds, n);
+    if (status < 0)
+        return lose(group, member, status, nkv_last_error());
+    member->n_in_flight += n;
+    group->counts.n_messages += n;
+    return 0;
+}
+
+/* The commands of one member, which are what `after` of later ones will point to. */
+static int submit_member(struct group *group, const struct group_entry *entry, uint32_t m)
+{
+    uint32_t slot = (uint32_t)(entry - group->entries), after = entry->cmd.after, n = 0;
+    uint64_t needed =
+        after && after < QUEUE_COMMANDS ? group->last[(group->n_begun - after) % QUEUE_COMMANDS * group->n + m] : 0;
+    struct port *member = &group->members[m];
+    struct nkv_cmd batch[STAGED_COMMANDS];
+
+    group->last[slot * group->n + m] = needed;
+    for (uint32_t i = 0; i < entry->n_subs; i++) {
+        struct group_sub *sub = &group->subs[entry->first_sub + i];
+
+        if (sub->member != m)
+            continue;
+        sub->cmd.after = needed ? (uint32_t)(member->n_queued - (needed - 1)) : 0;
+        batch[n++] = sub->cmd;
+        group_count_bytes(group, &sub->cmd);
+        group->last[slot * group->n + m] = ++member->n_queued;
+        if (n < STAGED_COMMANDS)
+            continue;
+        TRY(submit_batch(group, m, batch, n));
+        n = 0;
+    }
+    return n ? submit_batch(group, m, batch, n) : 0;
+}
+
+int group_run(struct group *group, struct group_entry *entry, uint32_t m, struct nkv_cmd *cmd)
+{
+    uint32_t index = group->n_subs;
+
+    TRY(group_add(group, entry, m, cmd, 0));
+    cmd->user_data = index;
+    group->members[m].n_queued++;
+    TRY(submit_batch(group, m, cmd, 1));
+    while (!group->subs[index].done)
+        TRY(reap_member(group, m, 1));
+    return group->subs[index].res;
+}
+
 /* ---- Windows ---- */
+
+/* Nothing is in flight. */
+static int map_members(struct group *group, uint64_t bytes)
+{
+    for (uint32_t m = 0; m < group->n; m++) {
+        struct port *member = &group->members[m];
+        void *window;
+        int status = member->device->ops->map(member->device, bytes, &window);
+
+        if (status < 0)
+            return lose(group, member, status, nkv_last_error());
+        member->window = window;
+        member->window_bytes = bytes;
+    }
+    group->member_bytes = bytes;
+    return 0;
+}
+
+/* Waits for what is in flight on members that still answer. */
+void group_drain(struct group *group)
+{
+    for (uint32_t m = 0; m < group->n; m++) {
+        struct port *member = &group->members[m];
+        struct nkv_cqe cqe;
+
+        while (member->n_in_flight > 0 && member->device->ops->reap(member->device, &cqe, 1, 1) == 1)
+            member->n_in_flight--;
+        member->n_in_flight = 0;
+    }
+}
 
 static void discard(struct group *group)
 {
-    group_drain_members(group);
+    group_drain(group);
     group->n_taken = group->n_begun = group->n_given = 0;
     group->n_running = group->n_subs = 0;
     memset(group->used, 0, group->n * sizeof *group->used);
@@ -105,7 +248,7 @@ static int group_map(struct nkv_device *device, uint64_t bytes, void **window_ou
     TRY(nkv_region_open_sparse(bytes, &window));
     discard(group);
     group->status = 0;
-    if (group_map_members(group, bytes > group->member_bytes ? bytes : group->member_bytes) < 0) {
+    if (map_members(group, bytes > group->member_bytes ? bytes : group->member_bytes) < 0) {
         nkv_region_close(&window);
         return group->status;
     }
@@ -183,7 +326,7 @@ static int plan_entry(struct group *group, struct group_entry *entry)
         return 0;
     }
     memset(group->used, 0, group->n * sizeof *group->used);
-    TRY(group_map_members(group, need + need / 2));
+    TRY(map_members(group, need + need / 2));
     status = plan_once(group, entry);
     return status < 0 ? status : 1;
 }
@@ -210,11 +353,11 @@ static int pump(struct group *group)
         entry->state = GROUP_RUNS;
         group->n_running++;
         if (status < 0)
-            group_entry_fail(entry, NULL, status);
+            entry_fail(entry, NULL, status);
         if (status < 0 && is_data(&entry->cmd))
             give_up(group, entry);
         for (uint32_t m = 0; m < group->n && is_data(&entry->cmd); m++)
-            TRY(group_submit_member(group, entry, m));
+            TRY(submit_member(group, entry, m));
         group->counts.n_commands++;
         group->n_begun++;
     }
@@ -232,7 +375,7 @@ static void finish_entries(struct group *group)
             int res = group->kind->finish(group, entry);
 
             if (res < 0)
-                group_entry_fail(entry, NULL, res);
+                entry_fail(entry, NULL, res);
             else
                 entry->res = res;
         }
@@ -249,7 +392,7 @@ static int advance(struct group *group)
     for (uint32_t m = 0; m < group->n; m++) {
         int n;
 
-        while ((n = group_reap_member(group, m, 0)) > 0)
+        while ((n = reap_member(group, m, 0)) > 0)
             ;
         TRY(n);
     }
@@ -282,7 +425,7 @@ static int wait_oldest(struct group *group)
         const struct group_sub *sub = &group->subs[entry->first_sub + i];
 
         if (!sub->done)
-            return group_reap_member(group, sub->member, 1);
+            return reap_member(group, sub->member, 1);
     }
     return 0;
 }
@@ -347,7 +490,7 @@ void group_close(struct group *group)
     if (!group)
         return;
     if (group->members)
-        group_drain_members(group);
+        group_drain(group);
     if (group->window.base)
         nkv_region_close(&group->window);
     nkv_free(group->members);
@@ -420,6 +563,11 @@ uint32_t group_size(const struct group *group)
 const struct port *group_member(const struct group *group, uint32_t i)
 {
     return &group->members[i];
+}
+
+uint8_t **group_member_window(struct group *group, uint32_t i)
+{
+    return &group->members[i].window;
 }
 
 void group_report(const struct group *group, struct nkv_kv_parallel_report *report_out)

@@ -67,26 +67,23 @@ struct group {
     struct nkv_kv_parallel_report counts;
 };
 
-/* ---- group_members.c ---- */
+/* ---- group.c ---- */
 /* 0, or what ended the group, with its message. */
 int group_check(const struct group *group);
-/* The entry fails with nkv_last_error(), if it has not yet. member: whose failure it is; NULL: the host's. */
-void group_entry_fail(struct group_entry *entry, const struct port *member, int status);
-/* The entry's commands of one member, which are what `after` of later ones will point to. returns: 0; the group is
- * lost. */
-int group_submit_member(struct group *group, const struct group_entry *entry, uint32_t member);
-/* Takes one completion of a member; min_n 0: if there is one. returns: how many; the group is lost. */
-int group_reap_member(struct group *group, uint32_t member, uint32_t min_n);
 /* Runs one command of a member to its end while nothing else is in flight. returns: its result. */
 int group_run(struct group *group, struct group_entry *entry, uint32_t member, struct nkv_cmd *cmd);
-/* pre: nothing is in flight. returns: 0; the group is lost. */
-int group_map_members(struct group *group, uint64_t bytes);
-/* Waits for what is in flight on members that still answer. */
-void group_drain_members(struct group *group);
 
 /* ---- group_control.c ---- */
 /* Runs a command that a kind does not plan while nothing is in flight. returns: its result. */
 int group_control(struct group *group, struct group_entry *entry);
+
+/* ---- group_count.c ---- */
+/* What a READ of so many pages (NKV_DIGEST: digests), of all units together, writes in a window of that shape. */
+uint64_t group_read_bytes(const struct nkv_kv_shape *shape, const struct nkv_cmd *cmd, uint64_t n_pages);
+/* A member read n_pages pages, of all units together. */
+void group_count_pages(struct group *group, const struct nkv_cmd *cmd, uint32_t n_pages);
+/* A member's command goes down: f32 q, k, v, partials and scores, u32 lists, both ways; nothing of a READ. */
+void group_count_bytes(struct group *group, const struct nkv_cmd *cmd);
 
 /* ---- group_set.c ---- */
 /* The unit's set is in place in the list of chosen pages: writes the other lists of a SELECT. returns: 0; what is wrong
@@ -104,8 +101,6 @@ void *group_at(struct group *group, uint32_t member, uint64_t offset, uint64_t b
 int group_add(struct group *group, struct group_entry *entry, uint32_t member, const struct nkv_cmd *cmd,
               uint32_t first);
 
-/* What a READ of so many pages (NKV_DIGEST: digests), of all units together, writes in a window of that shape. */
-uint64_t group_read_bytes(const struct nkv_kv_shape *shape, const struct nkv_cmd *cmd, uint64_t n_pages);
 /* Room for a READ's n_pages pages in the group's window: a list that a failed SELECT left may name more than there is.
  * returns: 0, NKV_EINVAL. */
 int group_check_read(const struct group *group, const struct nkv_cmd *cmd, uint64_t n_pages);
