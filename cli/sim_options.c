@@ -55,7 +55,6 @@ static int read_context(struct sim_options *o, const char *flag, const char *arg
 static int read_mode(struct sim_options *o, const char *flag, const char *arg)
 {
     (void)flag;
-    o->has_mode = true;
     return nkv_mode_parse(arg, &o->config.mode) < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 
@@ -337,8 +336,6 @@ int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out
 
     if (follow_trace(o) != CLI_OK)
         return CLI_FAILED;
-    if (o->config.mapping != NKV_SIM_DP && !o->has_mode)
-        o->config.mode = NKV_MODE_PNM;
 
     if (ends_with(o->model, ".gguf")) {
         if (open_gguf(o->model, &o->config.model) != CLI_OK)
