@@ -36,6 +36,7 @@ static const char usage[] =
     "  --batch N               requests that run at a time (8)\n"
     "  --micro-batches N       1, or 2: dense layers of one half of a decode step under attention of the other (1)\n"
     "  --step-tokens N         tokens of a step, prompts and decoding together (a chunk of 512 beside the batch)\n"
+    "  --kv-parallel auto|dp|cp|tp  as in run (dp: who else is served never changes the rounding of a text)\n"
     "  --move-steps N          a sequence moves to another device when that pays within N steps; 0: never (256)\n"
     "  --seed S                of lengths, arrivals and prompts (0)\n"
     "  --shape NAME            random weights of a known shape instead of a model, as in bench decode\n"
@@ -62,6 +63,7 @@ enum {
 static const struct option long_options[] = {
     SESSION_LONG_OPTIONS,
     {"arrivals", required_argument, NULL, ARRIVALS},
+    {"kv-parallel", required_argument, NULL, SESSION_KV_PARALLEL},
     {"lengths", required_argument, NULL, LENGTHS},
     {"outputs", required_argument, NULL, OUTPUTS},
     {"fill", no_argument, NULL, FILL},
@@ -132,16 +134,20 @@ static int need_of(const struct serve *s, struct session_need *need_out)
 {
     const struct serve_request longest = {.n_prompt = s->longest, .n_outputs = s->opt.max_outputs};
     struct nkv_seq_options seq = seq_options(s, &longest);
-    uint32_t n_devices = session_device_count(&s->opt.session);
+    uint32_t n_devices = session_device_count(&s->opt.session), n_homes = session_home_count(&s->opt.session);
     struct session_need need = {.max_batch = s->opt.batch};
-    uint64_t bytes, compute_bytes;
+    uint64_t bytes, part = 0, compute_bytes;
     int rc = session_device_bytes(&s->session, 0, seq.max_tokens, &bytes);
 
+    if (rc == CLI_OK && session_kv_parallel(&s->opt.session) == NKV_KV_AUTO)
+        rc = session_part_bytes(&s->session, 0, seq.max_tokens, &part);
     if (rc == CLI_OK)
         rc = session_compute_bytes(&s->session, &seq, &compute_bytes);
     if (rc != CLI_OK)
         return rc;
-    need.device_bytes = (s->opt.batch + n_devices - 1) / n_devices * bytes;
+    need.device_bytes = (s->opt.batch + n_homes - 1) / n_homes * bytes;
+    if (need.device_bytes < s->opt.batch * part) /* all of them spread, with pages that parts are rounded up to */
+        need.device_bytes = s->opt.batch * part;
     need.total_bytes = n_devices * need.device_bytes;
     need.compute_bytes = s->opt.batch * compute_bytes;
     *need_out = need;
@@ -177,6 +183,7 @@ static int open_shape(struct serve *s)
         .budget_tokens = o->seq.budget_tokens,
         .chunk_tokens = CHUNK_TOKENS,
         .n_devices = session_device_count(o),
+        .n_more_windows = session_more_windows(o),
         .n_threads = o->n_threads,
     };
     struct session_need need;
@@ -220,6 +227,15 @@ static void end_request(struct serve *s, struct serve_request *r, int status, co
         snprintf(s->error, sizeof s->error, "%s", error);
 }
 
+static struct serve_device *place_of(struct serve *s, uint32_t device)
+{
+    enum nkv_kv_parallel kv_parallel = session_kv_parallel(&s->opt.session);
+
+    return kv_parallel == NKV_KV_CONTEXT || kv_parallel == NKV_KV_HEADS || device == NKV_ALL_DEVICES
+               ? &s->spread
+               : &s->devices[device];
+}
+
 static void on_event(void *arg, const struct nkv_engine_event *event)
 {
     struct serve *s = arg;
@@ -229,13 +245,13 @@ static void on_event(void *arg, const struct nkv_engine_event *event)
     switch (event->kind) {
     case NKV_ENGINE_ADMITTED:
         r->admitted_ns = now;
-        s->devices[event->device].n_sequences++;
+        place_of(s, event->device)->n_sequences++;
         break;
     case NKV_ENGINE_PREFILLED:
-        s->devices[event->device].prefill_tokens += event->n;
+        place_of(s, event->device)->prefill_tokens += event->n;
         break;
     case NKV_ENGINE_TOKEN:
-        s->devices[event->device].output_tokens++;
+        place_of(s, event->device)->output_tokens++;
         r->first_ns = r->first_ns ? r->first_ns : now;
         r->last_ns = now;
         r->n_tokens = event->n;

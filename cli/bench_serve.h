@@ -41,10 +41,10 @@ struct serve {
     struct serve_options opt;
     struct session session;
     struct nkv_engine *engine;
-    struct serve_request *requests; /* [n_requests], by arrival */
-    struct serve_device devices[SESSION_MAX_DEVICES];
-    int32_t *prompt;            /* [the longest] */
-    struct bench_source source; /* of --fill; k, v: a chunk of its own */
+    struct serve_request *requests;                           /* [n_requests], by arrival */
+    struct serve_device devices[SESSION_MAX_DEVICES], spread; /* spread: what lies on all of them, without times */
+    int32_t *prompt;                                          /* [the longest] */
+    struct bench_source source;                               /* of --fill; k, v: a chunk of its own */
     float *k, *v;
     uint32_t longest, n_submitted, n_ended, n_failed;
     uint64_t start_ns, end_ns;

@@ -108,6 +108,13 @@ static json_t *devices_json(const struct serve *s, double wall_s)
     return array;
 }
 
+static json_t *kv_parallel_json(const struct serve *s)
+{
+    return json_pack("{s:s, s:I, s:I, s:I}", "mapping", nkv_kv_parallel_name(s->opt.session.kv_parallel), "sequences",
+                     (json_int_t)s->spread.n_sequences, "prefill_tokens", (json_int_t)s->spread.prefill_tokens,
+                     "output_tokens", (json_int_t)s->spread.output_tokens);
+}
+
 struct totals {
     struct percentiles ttft, tpot, queue;
     double wall_s;
@@ -117,7 +124,9 @@ struct totals {
 
 static int add_up(const struct serve *s, struct totals *t)
 {
-    *t = (struct totals){.wall_s = (double)(s->end_ns - s->start_ns) * 1e-9};
+    *t = (struct totals){.wall_s = (double)(s->end_ns - s->start_ns) * 1e-9,
+                         .n_prompt = s->spread.prefill_tokens,
+                         .n_output = s->spread.output_tokens};
     for (uint32_t i = 0; i < s->session.n_devices; i++) {
         t->n_prompt += s->devices[i].prefill_tokens;
         t->n_output += s->devices[i].output_tokens;
@@ -135,11 +144,12 @@ static json_t *report_json(const struct serve *s, const struct totals *t)
         json_pack("{s:s, s:s, s:b, s:I, s:I, s:I, s:I}", "arrivals", o->arrivals_text, "lengths", o->lengths_text,
                   "filled", o->fill, "requests", (json_int_t)o->n_requests, "outputs", (json_int_t)o->max_outputs,
                   "least_outputs", (json_int_t)o->min_outputs, "seed", (json_int_t)o->seed);
+    bool spreads = session_kv_parallel(&o->session) != NKV_KV_DATA;
     json_t *rates =
         json_pack("{s:f, s:f, s:f}", "requests_per_s", (s->n_ended - s->n_failed) / t->wall_s, "prompt_tokens_per_s",
                   (double)t->n_prompt / t->wall_s, "output_tokens_per_s", (double)t->n_output / t->wall_s);
 
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:f, s:f, s:o}",
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:f, s:f, s:o, s:o*}",
                      "schema", "nearkv.bench.serve/1", "model", s->session.info.name, "mode",
                      nkv_mode_name(o->session.seq.mode), "batch", (json_int_t)o->batch, "micro_batches",
                      (json_int_t)o->session.n_micro_batches, "load", load, "failed", (json_int_t)s->n_failed, "wall_s",
@@ -147,7 +157,8 @@ static json_t *report_json(const struct serve *s, const struct totals *t)
                      "queue_ms", percentiles_json(&t->queue), "throughput", rates, "steps",
                      (json_int_t)t->engine.n_steps, "moves", (json_int_t)t->engine.n_moves, "most_running",
                      (json_int_t)t->engine.most_running, "busiest_to_mean", imbalance(s, busy_ns),
-                     "busiest_to_mean_bytes", imbalance(s, moved_bytes), "devices", devices_json(s, t->wall_s));
+                     "busiest_to_mean_bytes", imbalance(s, moved_bytes), "devices", devices_json(s, t->wall_s),
+                     "kv_parallel", spreads ? kv_parallel_json(s) : NULL);
 }
 
 static void print_row(const char *what, const struct percentiles *p)
@@ -186,6 +197,10 @@ static void print_text(const struct serve *s, const struct totals *t)
            (unsigned long long)t->engine.n_moves);
     for (uint32_t i = 0; i < s->session.n_devices; i++)
         print_device(s, i, t->wall_s);
+    if (session_kv_parallel(&o->session) != NKV_KV_DATA)
+        printf("all devices (%s): %u sequences, %llu prompt and %llu output tokens\n",
+               nkv_kv_parallel_name(o->session.kv_parallel), s->spread.n_sequences,
+               (unsigned long long)s->spread.prefill_tokens, (unsigned long long)s->spread.output_tokens);
     printf("busiest device %.2f x the mean by time, %.3f x by bytes read and written\n", imbalance(s, busy_ns),
            imbalance(s, moved_bytes));
 }

@@ -34,7 +34,7 @@ static uint64_t thread_bytes(const struct estimate *e)
 static uint64_t window_bytes(const struct estimate *e)
 {
     const struct nkv_kv_shape *shape = &e->shape;
-    uint64_t n_windows = e->n_devices, pages = 0;
+    uint64_t n_windows = (uint64_t)e->n_devices + e->n_more_windows, pages = 0;
     uint64_t row_bytes = (shape->n_heads + 2ull * shape->n_kv_heads) * shape->head_dim * sizeof(float);
 
     if (has_compute(e)) {

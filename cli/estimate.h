@@ -12,6 +12,7 @@ struct estimate {
     uint32_t budget_tokens;
     uint32_t chunk_tokens; /* of prefill */
     uint32_t n_devices, n_threads;
+    uint32_t n_more_windows; /* as large as a device's */
 };
 
 /* The program, its threads and what they work in, the devices' I/O windows. */

@@ -51,12 +51,13 @@ static json_t *clients_json(const struct nkv_serve_stat *stat)
     for (uint32_t i = 0; i < stat->n_clients; i++) {
         const struct nkv_serve_client *c = &stat->clients[i];
 
-        json_array_append_new(clients,
-                              json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "number", (json_int_t)c->number,
-                                        "pid", (json_int_t)c->pid, "used_bytes", (json_int_t)c->used_bytes,
-                                        "window_bytes", (json_int_t)c->window_bytes, "sequences",
-                                        (json_int_t)c->n_sequences, "queue_depth", (json_int_t)c->queue_depth,
-                                        "commands", (json_int_t)c->n_commands, "busy_s", (double)c->busy_ns * 1e-9));
+        json_array_append_new(
+            clients, json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I}", "number", (json_int_t)c->number,
+                               "pid", (json_int_t)c->pid, "used_bytes", (json_int_t)c->used_bytes, "window_bytes",
+                               (json_int_t)c->window_bytes, "sequences", (json_int_t)c->n_sequences, "queue_depth",
+                               (json_int_t)c->queue_depth, "commands", (json_int_t)c->n_commands, "busy_s",
+                               (double)c->busy_ns * 1e-9, "read_bytes", (json_int_t)c->read_bytes, "written_bytes",
+                               (json_int_t)c->written_bytes));
     }
     return clients;
 }
@@ -64,13 +65,14 @@ static json_t *clients_json(const struct nkv_serve_stat *stat)
 static int print_json(const struct nkv_serve_stat *stat)
 {
     return text_print_json(json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:I, s:I, s:I, s:f, s:f, s:I, s:o}", "schema",
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:I, s:I, s:I, s:f, s:I, s:I, s:f, s:I, s:o}", "schema",
         "nearkv.pnm.stat/1", "name", stat->name, "threads", (json_int_t)stat->n_threads, "capacity_bytes",
         (json_int_t)stat->capacity_bytes, "used_bytes", (json_int_t)stat->used_bytes, "resident_bytes",
         (json_int_t)stat->resident_bytes, "pages", "total", (json_int_t)stat->n_total_pages, "free",
         (json_int_t)stat->n_free_pages, "bytes", (json_int_t)stat->page_bytes, "sequences",
         (json_int_t)stat->n_sequences, "queue_depth", (json_int_t)stat->queue_depth, "commands",
-        (json_int_t)stat->n_commands, "busy_s", (double)stat->busy_ns * 1e-9, "uptime_s",
+        (json_int_t)stat->n_commands, "busy_s", (double)stat->busy_ns * 1e-9, "read_bytes",
+        (json_int_t)stat->read_bytes, "written_bytes", (json_int_t)stat->written_bytes, "uptime_s",
         (double)stat->uptime_ns * 1e-9, "absent_clients", (json_int_t)stat->n_absent, "clients", clients_json(stat)));
 }
 
@@ -79,14 +81,15 @@ static void print_text(const struct nkv_serve_stat *stat)
     printf("%s: %s of %s used, %u of %u pages free, %u sequences, %u commands waiting\n", stat->name,
            cli_bytes(stat->used_bytes), cli_bytes(stat->capacity_bytes), stat->n_free_pages, stat->n_total_pages,
            stat->n_sequences, stat->queue_depth);
-    printf("%llu commands in %.3f s, up for %.0f s, %u clients, %u absent\n", (unsigned long long)stat->n_commands,
-           (double)stat->busy_ns * 1e-9, (double)stat->uptime_ns * 1e-9, stat->n_clients, stat->n_absent);
+    printf("%llu commands in %.3f s, %s read, %s written, up for %.0f s, %u clients, %u absent\n",
+           (unsigned long long)stat->n_commands, (double)stat->busy_ns * 1e-9, cli_bytes(stat->read_bytes),
+           cli_bytes(stat->written_bytes), (double)stat->uptime_ns * 1e-9, stat->n_clients, stat->n_absent);
     for (uint32_t i = 0; i < stat->n_clients; i++) {
         const struct nkv_serve_client *c = &stat->clients[i];
 
-        printf("  client %u, process %d: %s, %u sequences, %llu commands in %.3f s, %u waiting\n", c->number, c->pid,
-               cli_bytes(c->used_bytes), c->n_sequences, (unsigned long long)c->n_commands, (double)c->busy_ns * 1e-9,
-               c->queue_depth);
+        printf("  client %u, process %d: %s, %u sequences, %llu commands in %.3f s, %s read, %s written, %u waiting\n",
+               c->number, c->pid, cli_bytes(c->used_bytes), c->n_sequences, (unsigned long long)c->n_commands,
+               (double)c->busy_ns * 1e-9, cli_bytes(c->read_bytes), cli_bytes(c->written_bytes), c->queue_depth);
     }
 }
 

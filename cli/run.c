@@ -22,7 +22,6 @@ enum {
     OPTION_SEED,
     OPTION_TP,
     OPTION_PNM_RANKS,
-    OPTION_KV_PARALLEL,
     OPTION_SESSION,
     OPTION_CONTINUE,
     OPTION_MEMORY,
@@ -46,8 +45,10 @@ static void print_help(void)
            "  --seed S                of sampling (0)\n"
            "  --tp N                  dense layers in N processes (1): mpirun -n N nearkv run ...\n"
            "  --pnm-ranks N           N more processes that are the PNM devices (none: devices in rank 0)\n"
-           "  --kv-parallel dp|cp|tp  a sequence on one device, its pages over all devices, or its KV heads over all "
-           "(dp)\n"
+           "  --kv-parallel auto|dp|cp|tp  a sequence on one device (dp), its pages over all (cp), its KV heads over "
+           "all (tp);\n"
+           "                          auto: cp if it fits on no device or few long ones would leave devices idle, else "
+           "dp (auto)\n"
            "  --session NAME          the sequence stays on the device under that name; the next run with it, or with "
            "a text\n"
            "                          that begins alike, feeds only what is new\n"
@@ -86,10 +87,6 @@ static int own_option(struct run_options *o, int option, const char *arg)
         return parallel_option("--tp", arg, &o->parallel.n_tp);
     case OPTION_PNM_RANKS:
         return parallel_option("--pnm-ranks", arg, &o->parallel.n_pnm);
-    case OPTION_KV_PARALLEL:
-        return nkv_kv_parallel_parse(arg, &o->session.kv_parallel) < 0
-                   ? cli_usage("--kv-parallel: %s", nkv_last_error())
-                   : CLI_OK;
     case OPTION_SESSION:
         o->session_name = arg;
         return CLI_OK;
@@ -123,7 +120,7 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"seed", required_argument, NULL, OPTION_SEED},
         {"tp", required_argument, NULL, OPTION_TP},
         {"pnm-ranks", required_argument, NULL, OPTION_PNM_RANKS},
-        {"kv-parallel", required_argument, NULL, OPTION_KV_PARALLEL},
+        {"kv-parallel", required_argument, NULL, SESSION_KV_PARALLEL},
         {"session", required_argument, NULL, OPTION_SESSION},
         {"memory", required_argument, NULL, OPTION_MEMORY},
         {"continue", no_argument, NULL, OPTION_CONTINUE},
@@ -136,6 +133,7 @@ static int parse(int argc, char **argv, struct run_options *o)
 
     *o = (struct run_options){.max_tokens = 128, .sampler = {.size = sizeof o->sampler, .top_p = 1}};
     session_defaults(&o->session);
+    o->session.kv_parallel = NKV_KV_AUTO;
     if (parallel_launched())
         o->session.n_threads = 0; /* not given: parallel_roles knows how many there are for each process */
     while (rc == CLI_OK && (option = getopt_long(argc, argv, "m:f:p:n:", options, NULL)) != -1) {
@@ -153,6 +151,8 @@ static int parse(int argc, char **argv, struct run_options *o)
         rc = cli_usage("--top-p 0: no token is left to choose from; give more than 0, or --temp 0 for the likeliest");
     if (rc == CLI_OK && (o->parallel.n_tp || o->parallel.n_pnm) && (o->session.memory || o->session.reconnect_s))
         rc = cli_usage("--memory and --reconnect are for a run of one process: leave out --tp and --pnm-ranks");
+    if (o->session_name && o->session.kv_parallel == NKV_KV_AUTO)
+        o->session.kv_parallel = NKV_KV_DATA; /* a session lies on one device */
     if (rc == CLI_OK)
         rc = run_session_check(o);
     return rc == CLI_OK ? session_check(&o->session) : rc;
@@ -209,103 +209,6 @@ static int load_prompts(struct run *run)
     return rc;
 }
 
-/* ---- What it needs ----------------------------------------------------------------------------------------------- */
-
-/* Tokens that every prompt begins with, leaving each at least one of its own; 0 when it is not worth a fork. */
-static uint32_t common_prefix(const struct run *run)
-{
-    size_t n = run->prompts[0].n_tokens - 1;
-
-    for (uint32_t i = 1; i < run->n; i++) {
-        size_t same = 0, limit = run->prompts[i].n_tokens - 1 < n ? run->prompts[i].n_tokens - 1 : n;
-
-        while (same < limit && run->prompts[i].tokens[same] == run->prompts[0].tokens[same])
-            same++;
-        n = same;
-    }
-    return run->n > 1 && n >= run->session.shape.page_tokens ? (uint32_t)n : 0;
-}
-
-static uint32_t max_tokens(const struct run *run, uint32_t i)
-{
-    if (run->options.session_name)
-        return run_session_tokens(run, (uint32_t)run->prompts[i].n_tokens);
-    return (uint32_t)run->prompts[i].n_tokens + run->options.max_tokens;
-}
-
-/* The load of each home when sequences go, one by one, to the one with the most free memory. */
-static int plan_loads(const struct run *run, uint32_t n_homes, struct session_need *need)
-{
-    uint64_t load[SESSION_MAX_DEVICES] = {0}, bytes = 0;
-    int rc = CLI_OK;
-
-    if (run->n_prefix)
-        rc = session_device_bytes(&run->session, 0, run->n_prefix, &bytes);
-    for (uint32_t i = 0; i < run->n_bases; i++)
-        load[i] = bytes;
-    for (uint32_t i = 0; rc == CLI_OK && i < run->n; i++) {
-        uint32_t to = run->n_bases ? i % run->n_bases : 0;
-
-        for (uint32_t d = 1; !run->n_bases && d < n_homes; d++)
-            to = load[d] < load[to] ? d : to;
-        rc = session_device_bytes(&run->session, run->n_prefix, max_tokens(run, i), &bytes);
-        load[to] += bytes;
-    }
-    for (uint32_t d = 0; d < n_homes; d++) {
-        need->device_bytes = load[d] > need->device_bytes ? load[d] : need->device_bytes;
-        need->total_bytes += load[d];
-    }
-    return rc;
-}
-
-static int plan(struct run *run, struct session_need *need)
-{
-    uint32_t n_homes = session_home_count(&run->options.session);
-    int rc = CLI_OK;
-
-    *need = (struct session_need){.max_batch = run->n};
-    run->n_prefix = common_prefix(run);
-    run->n_bases = run->n_prefix ? (run->n < n_homes ? run->n : n_homes) : 0;
-    for (uint32_t i = 0; rc == CLI_OK && i < run->n; i++) {
-        struct nkv_seq_options seq;
-        uint64_t bytes = 0;
-
-        session_seq_options(&run->session, (uint32_t)run->prompts[i].n_tokens, max_tokens(run, i), &seq);
-        rc = session_compute_bytes(&run->session, &seq, &bytes);
-        need->compute_bytes += bytes;
-    }
-    if (rc == CLI_OK)
-        rc = plan_loads(run, n_homes, need);
-    need->total_bytes *= session_device_count(&run->options.session) / n_homes; /* a home that is all devices */
-    return rc;
-}
-
-/* A prompt that no device could ever hold is a wrong use, not a busy device. */
-static int check_capacity(const struct run *run)
-{
-    uint64_t largest = 0, bytes;
-    int rc;
-
-    for (uint32_t d = 0; d < run->session.n_devices; d++) {
-        struct nkv_device_report report;
-
-        if (nkv_context_device(run->session.context, d, &report) < 0)
-            return cli_fail("%s", nkv_last_error());
-        largest = report.capacity_bytes > largest ? report.capacity_bytes : largest;
-    }
-    for (uint32_t i = 0; i < run->n; i++) {
-        rc = session_device_bytes(&run->session, 0, max_tokens(run, i), &bytes);
-        if (rc != CLI_OK)
-            return rc;
-        if (bytes > largest)
-            return cli_usage("prompt %u with its answer (%u tokens) needs %s of KV cache, the largest device has %s: "
-                             "%s is missing",
-                             i + 1, max_tokens(run, i), cli_bytes(bytes), cli_bytes(largest),
-                             cli_bytes(bytes - largest));
-    }
-    return CLI_OK;
-}
-
 /* ---- Prefill ----------------------------------------------------------------------------------------------------- */
 
 /* A sequence that its device fails ends there, with its status; decoding reports it and the others go on. */
@@ -354,6 +257,8 @@ static int open_bases(struct run *run)
         seq.mode = NKV_MODE_FULL; /* it never decodes: nothing on the compute side */
         if (open_or_fork(run, NULL, &seq, &run->bases[i]) < 0)
             return cli_fail("%s", nkv_last_error());
+        if (nkv_seq_device(run->bases[i]) == NKV_ALL_DEVICES)
+            run->n_bases = i + 1; /* it serves all */
         rc = prefill(run, run->bases[i], run->prompts[0].tokens, run->n_prefix);
     }
     return rc;
@@ -374,7 +279,7 @@ static int open_sequence(struct run *run, uint32_t i)
         return CLI_OK;
     }
     sampler.seed += i;
-    session_seq_options(&run->session, (uint32_t)prompt->n_tokens, max_tokens(run, i), &seq);
+    session_seq_options(&run->session, (uint32_t)prompt->n_tokens, run_max_tokens(run, i), &seq);
     status = open_or_fork(run, base, &seq, &answer->seq);
     if (status < 0 || nkv_sampler_open(&sampler, &answer->sampler) < 0)
         return cli_fail("%s", nkv_last_error());
@@ -466,11 +371,11 @@ static int run_all(struct run *run)
     if (rc == CLI_OK)
         rc = load_prompts(run);
     if (rc == CLI_OK)
-        rc = plan(run, &need);
+        rc = run_plan(run, &need);
     if (rc == CLI_OK)
         rc = session_open_devices(&run->session, &need);
     if (rc == CLI_OK)
-        rc = check_capacity(run);
+        rc = run_check_capacity(run);
     run->start_ns = progress_now_ns();
     if (rc == CLI_OK)
         rc = prefill_all(run);

@@ -35,7 +35,7 @@ struct run {
     struct prompt prompts[RUN_MAX_PROMPTS];
     struct answer answers[RUN_MAX_PROMPTS];
     uint32_t n_prefix; /* tokens that all prompts begin with and that are fed once per base */
-    uint32_t n_bases;  /* sequences that hold them, one per device in use; 0: no sharing */
+    uint32_t n_bases;  /* sequences that hold them, one per device in use, or one on all; 0: no sharing */
     struct nkv_seq *bases[SESSION_MAX_DEVICES];
     uint32_t n_held; /* tokens that the session held before this run */
     struct nkv_session_result resumed;
@@ -44,6 +44,14 @@ struct run {
     struct text unprinted; /* of the only answer: the beginning of a character whose other bytes are still to come */
     bool printed;          /* something of it is on stdout */
 };
+
+/* ---- run_plan.c ---- */
+
+/* Tokens that sequence i may grow to. */
+uint32_t run_max_tokens(const struct run *run, uint32_t i);
+/* What the sequences have in common, and what they need. returns: CLI_OK, or another with a message. */
+int run_plan(struct run *run, struct session_need *need);
+int run_check_capacity(const struct run *run);
 
 /* ---- run_session.c: --session ---- */
 

@@ -120,14 +120,24 @@ static void add_devices(const struct run *run, json_t *root)
         json_object_set_new(root, "compute", device_json(run, run->session.n_devices));
 }
 
+static bool on_one_device(const struct run *run, const struct nkv_seq *seq)
+{
+    enum nkv_kv_parallel kv_parallel = session_kv_parallel(&run->options.session);
+
+    return kv_parallel == NKV_KV_DATA || (kv_parallel == NKV_KV_AUTO && nkv_seq_device(seq) != NKV_ALL_DEVICES);
+}
+
 static json_t *kv_parallel_json(const struct run *run)
 {
     struct nkv_kv_parallel_report report;
+    int n_spread = 0;
 
     nkv_context_kv_parallel(run->session.context, &report);
-    return json_pack("{s:s, s:i, s:I, s:I, s:I, s:I, s:I}", "mapping", nkv_kv_parallel_name(report.kv_parallel),
-                     "devices", (int)report.n_devices, "commands", (json_int_t)report.n_commands, "messages",
-                     (json_int_t)report.n_messages, "select_rounds", (json_int_t)report.n_select_rounds,
+    for (uint32_t i = 0; i < run->n; i++)
+        n_spread += run->answers[i].seq && !on_one_device(run, run->answers[i].seq);
+    return json_pack("{s:s, s:i, s:i, s:I, s:I, s:I, s:I, s:I}", "mapping", nkv_kv_parallel_name(report.kv_parallel),
+                     "devices", (int)report.n_devices, "sequences", n_spread, "commands", (json_int_t)report.n_commands,
+                     "messages", (json_int_t)report.n_messages, "select_rounds", (json_int_t)report.n_select_rounds,
                      "to_device_bytes", (json_int_t)report.to_device_bytes, "from_device_bytes",
                      (json_int_t)report.from_device_bytes);
 }
@@ -147,7 +157,6 @@ static void add_answer(const struct run *run, json_t *root, uint32_t i)
 
 static json_t *answers_json(const struct run *run)
 {
-    bool on_one_device = run->options.session.kv_parallel == NKV_KV_DATA;
     json_t *list = json_array();
 
     for (uint32_t i = 0; i < run->n; i++) {
@@ -156,7 +165,7 @@ static json_t *answers_json(const struct run *run)
 
         add_answer(run, one, i);
         json_object_set_new(one, "device",
-                            a->seq && on_one_device ? json_integer(nkv_seq_device(a->seq)) : json_null());
+                            a->seq && on_one_device(run, a->seq) ? json_integer(nkv_seq_device(a->seq)) : json_null());
         json_object_set_new(one, "ttft_ms", json_real((double)a->ttft_ns / 1e6));
         json_object_set_new(one, "tpot_ms", tpot_json(run, a->n_steps));
         add_stats(run, one, &a->stats);
@@ -211,7 +220,7 @@ int run_report_json(const struct run *run)
     add_devices(run, root);
     if (run->parallel.mpi)
         json_object_set_new(root, "parallel", parallel_json(&run->parallel));
-    if (run->options.session.kv_parallel != NKV_KV_DATA)
+    if (session_kv_parallel(&run->options.session) != NKV_KV_DATA)
         json_object_set_new(root, "kv_parallel", kv_parallel_json(run));
     if (run->options.session_name)
         json_object_set_new(root, "session", run_session_json(run));

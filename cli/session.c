@@ -27,7 +27,7 @@ uint32_t session_device_count(const struct session_options *o)
 
 uint32_t session_home_count(const struct session_options *o)
 {
-    return o->kv_parallel == NKV_KV_DATA ? session_device_count(o) : 1;
+    return o->kv_parallel == NKV_KV_DATA || o->kv_parallel == NKV_KV_AUTO ? session_device_count(o) : 1;
 }
 
 /* What one device is opened with. */
@@ -42,12 +42,11 @@ static struct nkv_kv_shape device_shape(const struct session *session)
     return shape;
 }
 
-/* Of n_pages pages of a sequence, those of the device that has most (or, least: fewest) of them. */
-static uint32_t device_pages(const struct session *session, uint32_t n_pages, bool least)
+uint32_t session_more_windows(const struct session_options *o)
 {
-    uint32_t n = session->options.kv_parallel == NKV_KV_CONTEXT ? session_device_count(&session->options) : 1;
+    enum nkv_kv_parallel kv_parallel = session_kv_parallel(o);
 
-    return n_pages / n + (!least && n_pages % n != 0);
+    return (kv_parallel != NKV_KV_DATA) + (kv_parallel == NKV_KV_AUTO ? session_device_count(o) : 0);
 }
 
 void session_seq_options(const struct session *session, uint32_t n_prompt, uint32_t max_tokens,
@@ -62,15 +61,17 @@ void session_seq_options(const struct session *session, uint32_t n_prompt, uint3
     *options_out = seq;
 }
 
-int session_device_bytes(const struct session *session, uint32_t n_shared, uint32_t max_tokens, uint64_t *bytes_out)
+/* Its pages lie on n devices in turn. */
+static int bytes_over(const struct session *session, uint32_t n, uint32_t n_shared, uint32_t max_tokens,
+                      uint64_t *bytes_out)
 {
     struct nkv_kv_estimate whole, shared;
     struct nkv_kv_shape shape = device_shape(session);
     uint32_t page = shape.page_tokens, n_pages = max_tokens / page + (max_tokens % page != 0);
 
-    n_shared = device_pages(session, n_shared / page, true) * page;
-    if (session->options.kv_parallel == NKV_KV_CONTEXT)
-        max_tokens = device_pages(session, n_pages, false) * page;
+    n_shared = n_shared / page / n * page;
+    if (n > 1)
+        max_tokens = (n_pages / n + (n_pages % n != 0)) * page;
     if (nkv_kv_estimate(&shape, max_tokens, &whole) < 0)
         return cli_fail("%s", nkv_last_error());
     *bytes_out = whole.total_bytes;
@@ -84,6 +85,18 @@ int session_device_bytes(const struct session *session, uint32_t n_shared, uint3
         return cli_fail("%s", nkv_last_error());
     *bytes_out += shared.digest_bytes;
     return CLI_OK;
+}
+
+int session_device_bytes(const struct session *session, uint32_t n_shared, uint32_t max_tokens, uint64_t *bytes_out)
+{
+    bool spread = session->options.kv_parallel == NKV_KV_CONTEXT;
+
+    return bytes_over(session, spread ? session_device_count(&session->options) : 1, n_shared, max_tokens, bytes_out);
+}
+
+int session_part_bytes(const struct session *session, uint32_t n_shared, uint32_t max_tokens, uint64_t *bytes_out)
+{
+    return bytes_over(session, session_device_count(&session->options), n_shared, max_tokens, bytes_out);
 }
 
 int session_compute_bytes(const struct session *session, const struct nkv_seq_options *seq, uint64_t *bytes_out)
@@ -133,8 +146,8 @@ int session_work_bytes(const struct session *session, uint32_t max_batch, uint64
         .mode = session->options.seq.mode,
         .budget_tokens = session->options.seq.budget_tokens,
         .chunk_tokens = CHUNK_TOKENS,
-        /* What makes one device of all has a window, too. */
-        .n_devices = session_device_count(&session->options) + (session->options.kv_parallel != NKV_KV_DATA),
+        .n_devices = session_device_count(&session->options),
+        .n_more_windows = session_more_windows(&session->options),
         .n_threads = session->options.n_threads,
     };
 
@@ -259,7 +272,7 @@ static int open_context(struct session *session, uint32_t max_batch)
         .max_batch = max_batch,
         .max_tokens = max_batch > CHUNK_TOKENS ? max_batch : CHUNK_TOKENS,
         .record_scores = session->options.trace != NULL,
-        .kv_parallel = session->options.kv_parallel,
+        .kv_parallel = session_kv_parallel(&session->options),
     };
 
     if (nkv_context_open(&context, &session->context) < 0)

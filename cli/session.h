@@ -48,7 +48,8 @@ enum {
     SESSION_PREFILL_BUDGET,
     SESSION_THREADS,
     SESSION_TRACE,
-    SESSION_END, /* a subcommand's own options start here */
+    SESSION_KV_PARALLEL, /* of those subcommands that list it beside SESSION_LONG_OPTIONS */
+    SESSION_END,         /* a subcommand's own options start here */
 };
 
 #define SESSION_LONG_OPTIONS                                                                                           \
@@ -75,6 +76,10 @@ int session_option(struct session_options *options, int option, const char *arg)
 int session_check(const struct session_options *options);
 
 uint32_t session_device_count(const struct session_options *options);
+/* How sequences lie on them: auto is dp where nothing can be spread. */
+enum nkv_kv_parallel session_kv_parallel(const struct session_options *options);
+/* Windows beside those of the devices: of what makes one device of all, and of its part of each. */
+uint32_t session_more_windows(const struct session_options *options);
 /* Places that a sequence can have: devices, or one that is all of them. */
 uint32_t session_home_count(const struct session_options *options);
 
@@ -119,6 +124,8 @@ void session_seq_options(const struct session *session, uint32_t n_prompt, uint3
 /* Bytes that a sequence of max_tokens takes on its device, or on each device where it lies on all of them, and what of
  * it a fork at n_shared tokens adds. */
 int session_device_bytes(const struct session *session, uint32_t n_shared, uint32_t max_tokens, uint64_t *bytes_out);
+/* The same of a sequence that auto spreads, on each device. */
+int session_part_bytes(const struct session *session, uint32_t n_shared, uint32_t max_tokens, uint64_t *bytes_out);
 /* Bytes of one more sequence on the compute side. */
 int session_compute_bytes(const struct session *session, const struct nkv_seq_options *seq, uint64_t *bytes_out);
 

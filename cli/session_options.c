@@ -103,6 +103,8 @@ int session_option(struct session_options *o, int option, const char *arg)
         return cli_u32("--prefill-budget", arg, 1, MAX_TOKENS, &o->seq.prefill_budget_tokens);
     case SESSION_THREADS:
         return cli_u32("--threads", arg, 1, 1024, &o->n_threads);
+    case SESSION_KV_PARALLEL:
+        return named("--kv-parallel", nkv_kv_parallel_parse(arg, &o->kv_parallel));
     case SESSION_TRACE:
         o->trace = arg;
         return CLI_OK;
@@ -125,11 +127,18 @@ static int check_budget(const struct session_options *o, const char *flag, uint3
                      (unsigned long long)least);
 }
 
+enum nkv_kv_parallel session_kv_parallel(const struct session_options *o)
+{
+    bool whole = session_device_count(o) == 1 || o->trace || o->memory;
+
+    return o->kv_parallel == NKV_KV_AUTO && whole ? NKV_KV_DATA : o->kv_parallel;
+}
+
 static int check_kv_parallel(const struct session_options *o)
 {
     const char *name = nkv_kv_parallel_name(o->kv_parallel);
 
-    if (o->kv_parallel == NKV_KV_DATA)
+    if (o->kv_parallel == NKV_KV_DATA || o->kv_parallel == NKV_KV_AUTO)
         return CLI_OK;
     if (o->trace || o->memory)
         return cli_usage("--kv-parallel %s: no %s of sequences that lie on several devices: leave it out", name,

@@ -30,7 +30,7 @@ enum nkv_engine_event_kind {
 struct nkv_engine_event {
     enum nkv_engine_event_kind kind;
     uint64_t id;
-    uint32_t device; /* of the sequence; END: where it was last, UINT32_MAX: it was never admitted */
+    uint32_t device; /* of the sequence (nkv_seq_device); END: where it was last, UINT32_MAX: it was never admitted */
     uint32_t n;      /* PREFILLED; TOKEN and END: tokens made so far */
     int32_t token;
     int status;        /* END: 0; NKV_ECANCELED; what it failed with */

@@ -99,13 +99,17 @@ struct nkv_ticket;
  * How sequences lie on the PNM devices. CONTEXT and HEADS make one of all of them, which every sequence shares: every
  * mode, no sessions, no record_scores. The same page sets are chosen as with one device (HEADS with
  * NKV_SELECT_LAYER: up to the rounding of scores), outputs differ by rounding only.
+ * AUTO chooses for each sequence when it is opened, and for good: CONTEXT where no device has room for it, or where the
+ * step of the busiest device is predicted to become much shorter (long contexts, fewer of them than devices); DATA
+ * otherwise, and always for what CONTEXT does not serve. Its outputs are those of the one or the other, to the bit.
  */
 enum nkv_kv_parallel {
     NKV_KV_DATA = 0,    /* "dp": a sequence on one device */
     NKV_KV_CONTEXT = 1, /* "cp": its pages over all devices, in turn; it can be larger than any one of them */
     NKV_KV_HEADS = 2,   /* "tp": its KV heads over all devices, each opened with its share of the shape's heads */
+    NKV_KV_AUTO = 3,    /* "auto": DATA or CONTEXT, sequence by sequence */
 };
-/* "dp", "cp", "tp"; static storage. The reverse: NKV_EINVAL with the allowed names in the message. */
+/* "dp", "cp", "tp", "auto"; static storage. The reverse: NKV_EINVAL with the allowed names in the message. */
 NKV_API const char *nkv_kv_parallel_name(enum nkv_kv_parallel kv_parallel);
 NKV_API int nkv_kv_parallel_parse(const char *name, enum nkv_kv_parallel *kv_parallel_out);
 
@@ -202,7 +206,8 @@ NKV_API uint32_t nkv_seq_length(const struct nkv_seq *seq);
 /* 0, or the status that ended this sequence (a device's error); the message is in nkv_seq_error(). */
 NKV_API int nkv_seq_status(const struct nkv_seq *seq);
 NKV_API const char *nkv_seq_error(const struct nkv_seq *seq);
-/* Number of the PNM device that holds it; 0 where all do. */
+#define NKV_ALL_DEVICES (UINT32_MAX - 1)
+/* Number of the PNM device that holds it; where all do, 0, or NKV_ALL_DEVICES if that was NKV_KV_AUTO's choice. */
 NKV_API uint32_t nkv_seq_device(const struct nkv_seq *seq);
 
 /* Called now and then by what takes long; a nonzero return stops it with NKV_ECANCELED. */
@@ -213,13 +218,14 @@ typedef int (*nkv_progress_fn)(void *arg, uint64_t n_done, uint64_t n_total);
  * are freed when all are there. It goes on with the same bits; of what a fork shares it gets a copy. progress counts
  * bytes and may be NULL. blocks. returns: 0 (also: it is there already); NKV_ENOSPC: no room there; NKV_ESTATE: a step
  * is under way, the sequence has failed, or the I/O windows must grow, but a ticket is in flight; NKV_ENOTSUP: a
- * session; NKV_EINVAL, NKV_ENOMEM, NKV_ECANCELED, a device's error. State after a failure: it is where it was.
+ * session, or one that NKV_KV_AUTO spread over all; NKV_EINVAL, NKV_ENOMEM, NKV_ECANCELED, a device's error. State
+ * after a failure: it is where it was.
  */
 NKV_API int nkv_seq_migrate(struct nkv_seq *seq, uint32_t device, nkv_progress_fn progress, void *progress_arg);
 /*
- * Moves at most one sequence (no session, none in a ticket or with a step under way) off the device that has the most
- * to do, if the steps thus shortened are worth the bytes when n_steps more are expected of this company. returns: 1:
- * moved; 0: nothing is worth it; as nkv_seq_migrate.
+ * Moves at most one sequence (no session, none in a ticket, spread or with a step under way) off the device that has
+ * the most to do, if the steps thus shortened are worth the bytes when n_steps more are expected of this company.
+ * returns: 1: moved; 0: nothing is worth it; as nkv_seq_migrate.
  */
 NKV_API int nkv_context_rebalance(struct nkv_context *context, uint32_t n_steps);
 
@@ -384,7 +390,8 @@ struct nkv_device_report {
     uint64_t window_bytes;              /* of its I/O window: memory on top of the capacity, committed as it is used */
     uint64_t read_bytes, written_bytes; /* by its commands so far, as struct nkv_device_stat says */
 };
-/* What sharing sequences between devices took so far; all 0 with NKV_KV_DATA. */
+/* What sharing sequences between devices took so far; all 0 with NKV_KV_DATA, which AUTO is where nothing can be
+ * spread. */
 struct nkv_kv_parallel_report {
     enum nkv_kv_parallel kv_parallel;
     uint32_t n_devices;

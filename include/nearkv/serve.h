@@ -63,6 +63,7 @@ struct nkv_serve_client {
     uint64_t used_bytes;   /* of pages and digests that its sequences hold or reserve */
     uint64_t window_bytes; /* of its I/O window, on top of the capacity */
     uint64_t n_commands, busy_ns;
+    uint64_t read_bytes, written_bytes; /* by its commands, as struct nkv_device_stat says */
     uint32_t n_sequences;
     uint32_t queue_depth; /* commands that wait */
 };
@@ -71,6 +72,7 @@ struct nkv_serve_stat {
     uint64_t capacity_bytes, used_bytes, resident_bytes; /* as struct nkv_device_stat */
     uint64_t page_bytes;                                 /* one page, all layers; 0: no client has attached yet */
     uint64_t n_commands, busy_ns, uptime_ns;
+    uint64_t read_bytes, written_bytes; /* by commands, as struct nkv_device_stat */
     uint32_t n_threads, n_sequences, n_free_pages, n_total_pages;
     uint32_t queue_depth; /* of all clients */
     uint32_t n_clients;   /* entries of `clients` */

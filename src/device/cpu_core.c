@@ -98,7 +98,7 @@ static void count(struct nkv_cpu *cpu, const struct nkv_cqe *cqe)
     atomic_fetch_add_explicit(&out->busy_ns, cqe->end_ns - cqe->start_ns, memory_order_relaxed);
     atomic_fetch_add_explicit(&out->n_commands, 1, memory_order_relaxed);
     if (cqe->res < 0)
-        return;
+        cpu->read_bytes = cpu->written_bytes = 0;
     atomic_fetch_add_explicit(&out->read_bytes, cpu->read_bytes, memory_order_relaxed);
     atomic_fetch_add_explicit(&out->written_bytes, cpu->written_bytes, memory_order_relaxed);
 }

@@ -63,6 +63,8 @@ static bool run_one(struct nkv_serve *serve, struct serve_client *client)
     cqe = nkv_cpu_run(serve->cpu, client->number, client->window.base, client->window_bytes, &cmd);
     client->n_commands++;
     client->busy_ns += cqe.end_ns - cqe.start_ns;
+    client->read_bytes += serve->cpu->read_bytes;
+    client->written_bytes += serve->cpu->written_bytes;
     if (nkv_ring_complete(&client->ring, &cqe, nkv_last_error()))
         (void)nkv_wire_send(client->fd, &bell, sizeof bell, -1); /* not read: then it is awake; gone: poll will tell */
     return true;

@@ -26,7 +26,7 @@ struct serve_client {
     struct nkv_region ring_memory, window;
     uint64_t window_bytes;
     struct nkv_ring_owner ring;
-    uint64_t n_commands, busy_ns;
+    uint64_t n_commands, busy_ns, read_bytes, written_bytes;
 };
 
 /* A connection to the metrics socket. */

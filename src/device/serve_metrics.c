@@ -63,6 +63,9 @@ static void put_device(struct page *page, const struct nkv_serve_stat *stat)
     put_metric(page, "commands_total", "counter", "Commands run.", stat->n_commands);
     put_header(page, "busy_seconds_total", "counter", "Time spent in commands.");
     put(page, "nearkv_pnm_busy_seconds_total %.9f\n", (double)stat->busy_ns * 1e-9);
+    put_metric(page, "read_bytes_total", "counter", "Pages and digests that commands read.", stat->read_bytes);
+    put_metric(page, "written_bytes_total", "counter", "Keys, values and pages that commands wrote.",
+               stat->written_bytes);
 }
 
 static void put_clients(struct page *page, const struct nkv_serve_stat *stat, const char *name, const char *type,
@@ -96,6 +99,10 @@ static void answer(struct nkv_serve *serve, struct serve_scraper *scraper)
                     offsetof(struct nkv_serve_client, used_bytes));
         put_clients(&page, &stat, "client_commands_total", "counter", "Commands of one client.",
                     offsetof(struct nkv_serve_client, n_commands));
+        put_clients(&page, &stat, "client_read_bytes_total", "counter", "Read by one client's commands.",
+                    offsetof(struct nkv_serve_client, read_bytes));
+        put_clients(&page, &stat, "client_written_bytes_total", "counter", "Written by one client's commands.",
+                    offsetof(struct nkv_serve_client, written_bytes));
     }
     (void)send(scraper->fd, page.text, page.n, MSG_DONTWAIT | MSG_NOSIGNAL);
 }

@@ -25,6 +25,8 @@ static struct nkv_serve_client client_stat(const struct nkv_serve *serve, const 
         .window_bytes = client->window_bytes,
         .n_commands = client->n_commands,
         .busy_ns = client->busy_ns,
+        .read_bytes = client->read_bytes,
+        .written_bytes = client->written_bytes,
         .n_sequences = n_sequences,
         .queue_depth = waiting < NKV_RING_ENTRIES ? waiting : NKV_RING_ENTRIES,
     };
@@ -49,6 +51,8 @@ void nkv_serve_fill_stat(const struct nkv_serve *serve, struct nkv_serve_stat *s
         stat.page_bytes = nkv_page_bytes(shape, shape->n_kv_heads) * shape->n_layers;
         stat.n_commands = device.n_commands;
         stat.busy_ns = device.busy_ns;
+        stat.read_bytes = device.read_bytes;
+        stat.written_bytes = device.written_bytes;
         stat.n_sequences = device.n_sequences;
         stat.n_free_pages = device.n_free_pages;
         stat.n_total_pages = device.n_total_pages;

@@ -16,7 +16,7 @@
  *     16   256   text of a failure, zero terminated
  *
  *   answer, 432 bytes (to HELLO, MAP, STAT)          status (to STATUS): a result, then struct nkv_serve_stat
- *    272     4   number of this client              of nearkv/serve.h (3,256 bytes)
+ *    272     4   number of this client              of nearkv/serve.h (4,296 bytes)
  *    276     4   threads of the device
  *    280     8   capacity in bytes
  *    288     8   bytes of the memory passed with it: HELLO: a ring (ring.h), MAP: the window
@@ -81,7 +81,7 @@ struct nkv_wire_status {
 _Static_assert(sizeof(struct nkv_kv_shape) == 32 && sizeof(struct nkv_wire_head) == 8 &&
                    sizeof(struct nkv_wire_request) == 64 && sizeof(struct nkv_wire_result) == 272 &&
                    offsetof(struct nkv_wire_answer, stat) == 296 && sizeof(struct nkv_wire_answer) == 432 &&
-                   sizeof(struct nkv_serve_stat) == 3256,
+                   sizeof(struct nkv_serve_stat) == 4296,
                "the table above");
 
 struct nkv_wire_head nkv_wire_head(enum nkv_wire_kind kind);

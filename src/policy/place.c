@@ -7,6 +7,12 @@
  * anything ran. Most free memory, the rule before, was rejected: under a budget a long sequence fills a device that has
  * little to do. So was round robin, which loads by count.
  *
+ * Spreading a sequence over all devices (context parallel) shortens the busiest device's step while there are fewer
+ * sequences than devices, or one is more than a device's share; it costs every device the commands of all, and cannot
+ * be undone by a move. So it has to take a good part off the step. The shorter step alone was rejected as the rule:
+ * whoever comes to devices that are equally busy makes one of them the busiest, so all would be spread, also where
+ * there are sequences enough to even out.
+ *
  * Migration repairs what departures leave behind, one move at a time. A move's bytes are read on one device and written
  * on another while nobody decodes; it is made when the steps that it shortens win that back, and only away from a
  * device that is well above the mean, so that a load which is as even as whole sequences allow stays where it is.
@@ -15,6 +21,8 @@
 
 /* An APPEND, a SELECT and an ATTEND take about 5 us beside their reads, in which a device reads this much. */
 #define LAYER_BYTES 65536u
+/* Spreading pays if it takes more than a quarter off the busiest device's step. */
+#define SPREAD_PARTS 4u
 /* A device is too busy by more than a 16th of the mean. */
 #define SLACK_PARTS 16u
 /* A byte moved is read once and written once. */
@@ -30,16 +38,32 @@ static uint64_t max_u64(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-uint64_t nkv_step_bytes(const struct nkv_step_work *work)
+static uint64_t ceil_div(uint64_t a, uint64_t b)
 {
-    uint64_t n_pages = ((uint64_t)work->n_tokens + work->page_tokens - 1) / work->page_tokens;
-    uint64_t n_chosen = ((uint64_t)work->budget_tokens + work->page_tokens - 1) / work->page_tokens;
+    return (a + b - 1) / b;
+}
+
+/* Of the sequence's pages, an n-th. */
+static uint64_t read_bytes(const struct nkv_step_work *work, uint32_t n)
+{
+    uint64_t n_pages = ceil_div(ceil_div(work->n_tokens, work->page_tokens), n);
+    uint64_t n_chosen = ceil_div(ceil_div(work->budget_tokens, work->page_tokens), n);
     uint64_t dense = n_pages * work->page_bytes, sparse = min_u64(n_pages, n_chosen) * work->page_bytes;
     uint64_t n_dense = work->mode == NKV_MODE_FULL ? work->n_layers : work->n_dense_layers;
 
     if (work->mode != NKV_MODE_RECALL) /* which scores on the compute side */
         sparse += n_pages * work->digest_bytes;
-    return n_dense * dense + (work->n_layers - n_dense) * sparse + (uint64_t)work->n_layers * LAYER_BYTES;
+    return n_dense * dense + (work->n_layers - n_dense) * sparse;
+}
+
+uint64_t nkv_step_bytes(const struct nkv_step_work *work)
+{
+    return nkv_spread_bytes(work, 1);
+}
+
+uint64_t nkv_spread_bytes(const struct nkv_step_work *work, uint32_t n_devices)
+{
+    return read_bytes(work, n_devices) + (uint64_t)work->n_layers * n_devices * LAYER_BYTES;
 }
 
 int nkv_place(const uint64_t *loads, const uint64_t *free_bytes, uint32_t n_devices, uint64_t need_bytes)
@@ -52,6 +76,14 @@ int nkv_place(const uint64_t *loads, const uint64_t *free_bytes, uint32_t n_devi
     return best;
 }
 
+static bool fits_all(const uint64_t *free_bytes, uint32_t n_devices, uint64_t need_bytes)
+{
+    for (uint32_t i = 0; i < n_devices; i++)
+        if (free_bytes[i] < need_bytes)
+            return false;
+    return n_devices > 0;
+}
+
 static uint32_t busiest(const uint64_t *loads, uint32_t n_devices)
 {
     uint32_t best = 0;
@@ -60,6 +92,22 @@ static uint32_t busiest(const uint64_t *loads, uint32_t n_devices)
         if (loads[i] > loads[best])
             best = i;
     return best;
+}
+
+int nkv_place_or_spread(const uint64_t *loads, const uint64_t *free_bytes, uint32_t n_devices,
+                        const struct nkv_share *whole, const struct nkv_share *part)
+{
+    int device = nkv_place(loads, free_bytes, n_devices, whole->need_bytes);
+    uint64_t most, step, spread;
+
+    if (!fits_all(free_bytes, n_devices, part->need_bytes))
+        return device;
+    if (device < 0)
+        return (int)n_devices;
+    most = loads[busiest(loads, n_devices)];
+    step = max_u64(most, loads[device] + whole->load);
+    spread = most + part->load;
+    return spread < step - step / SPREAD_PARTS ? (int)n_devices : device;
 }
 
 bool nkv_unbalanced(const uint64_t *loads, uint32_t n_devices)

@@ -17,10 +17,29 @@ struct nkv_step_work {
 uint64_t nkv_step_bytes(const struct nkv_step_work *work);
 
 /*
+ * The same for each of n_devices devices over which the sequence's pages are spread: its share of the reads, and the
+ * commands that all of them get for it, since the host hands those out one after the other.
+ */
+uint64_t nkv_spread_bytes(const struct nkv_step_work *work, uint32_t n_devices);
+
+/*
  * The device with the least load (the sum of nkv_step_bytes over its sequences) among those that can hold need_bytes;
  * ties to the lower number. returns: its number, or NKV_ENOSPC (no message: the caller knows what was asked).
  */
 int nkv_place(const uint64_t *loads, const uint64_t *free_bytes, uint32_t n_devices, uint64_t need_bytes);
+
+/* What a sequence costs a device. */
+struct nkv_share {
+    uint64_t need_bytes; /* of memory */
+    uint64_t load;       /* per step */
+};
+/*
+ * Whether to spread a sequence over all devices (part: what each of them has of it) or to leave it on one (whole): it
+ * is spread if it fits nowhere else, or if the step of the busiest device becomes much shorter by it. returns: the
+ * number of the device that nkv_place chooses; n_devices: all of them; NKV_ENOSPC: no room either way.
+ */
+int nkv_place_or_spread(const uint64_t *loads, const uint64_t *free_bytes, uint32_t n_devices,
+                        const struct nkv_share *whole, const struct nkv_share *part);
 
 struct nkv_placed {
     uint64_t load, need_bytes; /* per step; of memory */

@@ -171,22 +171,30 @@ static double mib(uint64_t bytes)
     return (double)bytes / 1048576.0;
 }
 
-static int refuse(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t need, uint64_t most_free)
+/* What the largest device holds. */
+static uint64_t largest(const struct nkv_context *context)
 {
-    uint64_t largest = 0;
+    uint64_t most = 0;
 
     for (uint32_t i = 0; i < context->options.n_devices; i++)
-        if (context->ports[i].caps.capacity_bytes > largest)
-            largest = context->ports[i].caps.capacity_bytes;
-    if (need > largest)
+        if (context->ports[i].caps.capacity_bytes > most)
+            most = context->ports[i].caps.capacity_bytes;
+    return most;
+}
+
+static int refuse(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t need, uint64_t most_free)
+{
+    uint64_t most = largest(context);
+
+    if (need > most)
         FAIL(NKV_ENOSPC,
              "%u tokens need %.1f MiB on one device and can never fit: the largest has %.1f MiB, %.1f MiB are missing; "
              "give it more capacity, ask for fewer tokens or a smaller KV type",
-             seq->options.max_tokens, mib(need), mib(largest), mib(need - largest));
+             seq->options.max_tokens, mib(need), mib(most), mib(need - most));
     FAIL(NKV_ENOSPC,
          "%u tokens need %.1f MiB on one device: the most that is free is %.1f MiB, %.1f MiB are missing; it fits when "
          "other sequences are closed (the largest device has %.1f MiB)",
-         seq->options.max_tokens, mib(need), mib(most_free), mib(need - most_free), mib(largest));
+         seq->options.max_tokens, mib(need), mib(most_free), mib(need - most_free), mib(most));
 }
 
 static int check_compute(const struct nkv_context *context, uint64_t need)
@@ -209,21 +217,34 @@ static int check_compute(const struct nkv_context *context, uint64_t need)
     return 0;
 }
 
+static enum nkv_kv_parallel group_kind_of(const struct nkv_context *context)
+{
+    return context->shares ? NKV_KV_CONTEXT : context->options.kv_parallel;
+}
+
+/* Bytes of it on a member. */
+static int part_bytes(const struct nkv_context *context, const struct nkv_seq *seq, uint32_t member, uint64_t *need_out)
+{
+    struct nkv_seq part = *seq;
+    struct nkv_kv_shape shape;
+    uint64_t compute = 0;
+    uint32_t n_tokens = group_local(context->group, member, seq->max_pages * context->shape.page_tokens, &shape);
+
+    part.options.max_tokens = n_tokens ? n_tokens : shape.page_tokens;
+    return seq_bytes(&shape, &part, need_out, &compute);
+}
+
 /* Every device of a group holds a part of every sequence. ever: as if nothing else were there. */
 static int check_group(const struct nkv_context *context, const struct nkv_seq *seq, bool ever)
 {
     const struct group *group = context->group;
-    const char *name = nkv_kv_parallel_name(context->options.kv_parallel);
+    const char *name = nkv_kv_parallel_name(group_kind_of(context));
 
     for (uint32_t i = 0; i < group_size(group); i++) {
         const struct port *port = group_member(group, i);
-        struct nkv_seq part = *seq;
-        struct nkv_kv_shape shape;
-        uint64_t need = 0, compute = 0, have = 0;
-        uint32_t n_tokens = group_local(group, i, seq->max_pages * context->shape.page_tokens, &shape);
+        uint64_t need = 0, have = 0;
 
-        part.options.max_tokens = n_tokens ? n_tokens : shape.page_tokens;
-        TRY(seq_bytes(&shape, &part, &need, &compute));
+        TRY(part_bytes(context, seq, i, &need));
         have = port->caps.capacity_bytes;
         if (!ever)
             TRY(port_free(port, &have));
@@ -237,7 +258,7 @@ static int check_group(const struct nkv_context *context, const struct nkv_seq *
     return 0;
 }
 
-uint64_t seq_load(const struct nkv_kv_shape *shape, const struct nkv_seq *seq)
+uint64_t seq_load(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, uint32_t n_devices)
 {
     const struct nkv_step_work work = {
         .mode = seq->options.mode,
@@ -250,7 +271,15 @@ uint64_t seq_load(const struct nkv_kv_shape *shape, const struct nkv_seq *seq)
         .digest_bytes = shape->n_kv_heads * nkv_digest_bytes(shape),
     };
 
-    return nkv_step_bytes(&work);
+    return nkv_spread_bytes(&work, n_devices);
+}
+
+static void add_load(struct nkv_context *context, const struct nkv_seq *seq)
+{
+    uint32_t n = seq_is_spread(seq) ? context->options.n_devices : 1, first = n > 1 ? 0 : seq->home->index;
+
+    for (uint32_t i = 0; i < n; i++)
+        context->loads[first + i] += seq_load(&context->shape, seq, n);
 }
 
 int context_survey(struct nkv_context *context)
@@ -274,7 +303,7 @@ int context_survey(struct nkv_context *context)
             most = context->free_bytes[i];
     }
     for (const struct nkv_seq *seq = context->sequences; seq; seq = seq->next)
-        context->loads[seq->home->index] += seq_load(&context->shape, seq);
+        add_load(context, seq);
     return most == 0 ? gone : 0;
 }
 
@@ -288,34 +317,54 @@ static uint64_t most_free(const struct nkv_context *context)
     return most;
 }
 
-int seq_place(struct nkv_context *context, struct nkv_seq *seq)
+/* The number of the port, or NKV_ENOSPC. */
+static int choose(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t need_bytes, bool whole)
+{
+    uint32_t n = context->options.n_devices;
+    struct nkv_share all = {need_bytes, seq_load(&context->shape, seq, 1)}, part = {0};
+
+    if (whole || !context->shares || context->group_port->status < 0)
+        return nkv_place(context->loads, context->free_bytes, n, need_bytes);
+    part.load = seq_load(&context->shape, seq, n);
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t need = 0;
+
+        TRY(part_bytes(context, seq, i, &need));
+        part.need_bytes = need > part.need_bytes ? need : part.need_bytes;
+    }
+    return nkv_place_or_spread(context->loads, context->free_bytes, n, &all, &part);
+}
+
+int seq_place(struct nkv_context *context, struct nkv_seq *seq, bool whole)
 {
     uint64_t home = 0, compute = 0;
-    int device;
+    int port;
 
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
-    if (context->group) {
-        seq->home = &context->ports[0];
+    if (context->group && !context->shares) {
+        seq->home = context->group_port;
         TRY(check_group(context, seq, false));
         return check_compute(context, compute);
     }
     TRY(context_survey(context));
-    device = nkv_place(context->loads, context->free_bytes, context->options.n_devices, home);
-    if (device < 0)
+    port = choose(context, seq, home, whole);
+    if (port < 0 && port != NKV_ENOSPC)
+        return port;
+    if (port < 0 && home > largest(context) && !whole && context->shares)
+        TRY(check_group(context, seq, false));
+    if (port < 0)
         return refuse(context, seq, home, most_free(context));
     TRY(check_compute(context, compute));
-    seq->home = &context->ports[device];
+    seq->home = &context->ports[port];
     return 0;
 }
 
-static int check_largest(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t home)
+/* Where a sequence can lie at best. */
+static int check_ever(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t home)
 {
-    uint64_t largest = 0;
-
-    for (uint32_t i = 0; i < context->options.n_devices; i++)
-        if (context->ports[i].caps.capacity_bytes > largest)
-            largest = context->ports[i].caps.capacity_bytes;
-    return home > largest ? refuse(context, seq, home, largest) : 0;
+    if (context->group && (!context->shares || home > largest(context)))
+        return check_group(context, seq, true);
+    return home > largest(context) ? refuse(context, seq, home, largest(context)) : 0;
 }
 
 int nkv_seq_can_fit(const struct nkv_context *context, const struct nkv_seq_options *options)
@@ -326,7 +375,7 @@ int nkv_seq_can_fit(const struct nkv_context *context, const struct nkv_seq_opti
 
     TRY(seq_resolve(&context->shape, options, &seq));
     TRY(seq_bytes(&context->shape, &seq, &home, &compute));
-    TRY(context->group ? check_group(context, &seq, true) : check_largest(context, &seq, home));
+    TRY(check_ever(context, &seq, home));
     return compute > 0 && (!side || compute > side->caps.capacity_bytes) ? check_compute(context, compute) : 0;
 }
 

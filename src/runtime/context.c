@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "runtime/share.h"
 
 #define DEFAULT_BATCH  16u
 #define DEFAULT_TOKENS 512u
@@ -49,8 +50,10 @@ static int read_options(const struct nkv_context_options *options, struct nkv_co
     if (o->max_batch > MAX_BATCH || o->max_tokens > MAX_TOKENS)
         FAIL(NKV_EINVAL, "a batch of %u sequences and %u tokens: at most %u and %u", o->max_batch, o->max_tokens,
              MAX_BATCH, MAX_TOKENS);
-    if ((unsigned)o->kv_parallel > NKV_KV_HEADS)
-        FAIL(NKV_EINVAL, "kv_parallel is %d: it must be 0, 1 or 2", (int)o->kv_parallel);
+    if ((unsigned)o->kv_parallel > NKV_KV_AUTO)
+        FAIL(NKV_EINVAL, "kv_parallel is %d: it must be from 0 to %d", (int)o->kv_parallel, NKV_KV_AUTO);
+    if (o->kv_parallel == NKV_KV_AUTO && (o->n_devices == 1 || o->record_scores))
+        o->kv_parallel = NKV_KV_DATA; /* nothing is ever spread */
     if (o->kv_parallel != NKV_KV_DATA && o->record_scores)
         FAIL(NKV_ENOTSUP, "scores are recorded of sequences that lie on one device (dp), not of %s",
              nkv_kv_parallel_name(o->kv_parallel));
@@ -58,13 +61,27 @@ static int read_options(const struct nkv_context_options *options, struct nkv_co
     return check_devices(o);
 }
 
-/* From here on the context has one PNM device. */
+/* From here on the context's PNM devices are faces of those that it was given, as are the group's. */
+static int open_shared_group(struct nkv_context *context)
+{
+    struct nkv_context_options *o = &context->options;
+
+    TRY(shares_open(o->devices, o->n_devices, &context->shares));
+    o->devices = shares_faces(context->shares, FACE_WHOLE);
+    TRY(group_open(NKV_KV_CONTEXT, &o->shape, shares_faces(context->shares, FACE_PART), o->n_devices, &context->group));
+    context->group_view = group_device(context->group);
+    return 0;
+}
+
+/* From here on the context has one PNM device, unless it has the group beside its own. */
 static int open_group(struct nkv_context *context)
 {
     struct nkv_context_options *o = &context->options;
 
     if (o->kv_parallel == NKV_KV_DATA)
         return 0;
+    if (o->kv_parallel == NKV_KV_AUTO)
+        return open_shared_group(context);
     TRY(group_open(o->kv_parallel, &o->shape, o->devices, o->n_devices, &context->group));
     context->group_view = group_device(context->group);
     o->devices = &context->group_view;
@@ -75,14 +92,23 @@ static int open_group(struct nkv_context *context)
 static int open_ports(struct nkv_context *context)
 {
     const struct nkv_context_options *o = &context->options;
+    uint32_t n_homes = o->n_devices + (context->shares != NULL);
 
-    context->n_ports = o->n_devices + (o->compute != NULL);
+    context->n_ports = n_homes + (o->compute != NULL);
     TRY(nkv_alloc(context->n_ports, sizeof *context->ports, &context->ports));
     TRY(nkv_alloc(context->n_ports, sizeof *context->free_bytes, &context->free_bytes));
     TRY(nkv_alloc(context->n_ports, sizeof *context->loads, &context->loads));
-    for (uint32_t i = 0; i < context->n_ports; i++)
-        TRY(port_open(&context->ports[i], i < o->n_devices ? o->devices[i] : o->compute, i, &o->shape));
-    context->compute = o->compute ? &context->ports[o->n_devices] : NULL;
+    for (uint32_t i = 0; i < context->n_ports; i++) {
+        struct nkv_device *other = i < n_homes ? context->group_view : o->compute;
+
+        TRY(port_open(&context->ports[i], i < o->n_devices ? o->devices[i] : other, i, &o->shape));
+    }
+    context->compute = o->compute ? &context->ports[n_homes] : NULL;
+    context->group_port = context->group ? &context->ports[n_homes - 1] : NULL;
+    for (uint32_t i = 0; context->shares && i < o->n_devices; i++) {
+        share_watch(o->devices[i], &context->ports[i].window);
+        share_watch(shares_faces(context->shares, FACE_PART)[i], group_member_window(context->group, i));
+    }
     return 0;
 }
 
@@ -144,6 +170,7 @@ void nkv_context_close(struct nkv_context *context)
         nkv_free(context->ports[i].orphans);
     nkv_free(context->ports);
     group_close(context->group);
+    shares_close(context->shares);
     nkv_free(context->free_bytes);
     nkv_free(context->loads);
     nkv_free(context->scratch);
@@ -151,19 +178,19 @@ void nkv_context_close(struct nkv_context *context)
     nkv_free(context);
 }
 
-static const char *const kv_parallel_names[] = {"dp", "cp", "tp"};
+static const char *const kv_parallel_names[] = {"dp", "cp", "tp", "auto"};
 
 const char *nkv_kv_parallel_name(enum nkv_kv_parallel kv_parallel)
 {
-    return (unsigned)kv_parallel <= NKV_KV_HEADS ? kv_parallel_names[kv_parallel] : "?";
+    return (unsigned)kv_parallel <= NKV_KV_AUTO ? kv_parallel_names[kv_parallel] : "?";
 }
 
 int nkv_kv_parallel_parse(const char *name, enum nkv_kv_parallel *kv_parallel_out)
 {
-    for (unsigned i = 0; i <= NKV_KV_HEADS; i++)
+    for (unsigned i = 0; i <= NKV_KV_AUTO; i++)
         if (strcmp(name, kv_parallel_names[i]) == 0) {
             *kv_parallel_out = (enum nkv_kv_parallel)i;
             return 0;
         }
-    FAIL(NKV_EINVAL, "unknown mapping '%s': give dp, cp or tp", name);
+    FAIL(NKV_EINVAL, "unknown mapping '%s': give dp, cp, tp or auto", name);
 }

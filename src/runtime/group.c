@@ -96,15 +96,6 @@ static void entry_fail(struct group_entry *entry, const struct port *member, int
         snprintf(entry->error, sizeof entry->error, "%s", nkv_last_error());
 }
 
-uint64_t group_read_bytes(const struct nkv_kv_shape *shape, const struct nkv_cmd *cmd, uint64_t n_pages)
-{
-    uint32_t n_units = cmd->flags & NKV_PER_HEAD ? shape->n_kv_heads : 1;
-
-    if (cmd->flags & NKV_DIGEST)
-        return n_pages * shape->n_kv_heads * nkv_digest_bytes(shape);
-    return n_pages * nkv_page_bytes(shape, shape->n_kv_heads / n_units);
-}
-
 int group_check_read(const struct group *group, const struct nkv_cmd *cmd, uint64_t n_pages)
 {
     uint64_t bytes = group_read_bytes(&group->shape, cmd, n_pages);
@@ -113,15 +104,6 @@ int group_check_read(const struct group *group, const struct nkv_cmd *cmd, uint6
         FAIL(NKV_EINVAL, "read: %llu pages at %llu are not within the window of %llu bytes",
              (unsigned long long)n_pages, (unsigned long long)cmd->out_offset, (unsigned long long)group->window.bytes);
     return 0;
-}
-
-/* A member read n_pages pages, of all units together. */
-static void count_pages(struct group *group, const struct nkv_cmd *cmd, uint32_t n_pages)
-{
-    uint32_t n_units = cmd->flags & NKV_PER_HEAD ? group->local.n_kv_heads : 1;
-
-    group->counts.to_device_bytes += cmd->flags & NKV_DIGEST ? 0 : 4u * ((uint64_t)n_units + n_pages);
-    group->counts.from_device_bytes += group_read_bytes(&group->local, cmd, n_pages);
 }
 
 static void complete(struct group *group, struct group_sub *sub, const struct nkv_cqe *cqe)
@@ -138,7 +120,7 @@ static void complete(struct group *group, struct group_sub *sub, const struct nk
     if (cqe->res < 0)
         entry_fail(entry, &group->members[sub->member], cqe->res);
     else if (sub->cmd.op == NKV_OP_READ)
-        count_pages(group, &sub->cmd, (uint32_t)cqe->res);
+        group_count_pages(group, &sub->cmd, (uint32_t)cqe->res);
 }
 
 /* Takes one completion of a member. returns: how many; its queue's failure. */
@@ -177,29 +159,6 @@ static int submit_batch(struct group *group, uint32_t m, const struct nkv_cmd *c
     return 0;
 }
 
-/* What a member's command takes down and brings up: f32 q, k, v, partials and scores, u32 lists; not a READ's, whose
- * result tells. */
-static void count_bytes(struct group *group, const struct nkv_cmd *cmd)
-{
-    const struct nkv_kv_shape *shape = &group->local;
-    uint64_t n_units = cmd->flags & NKV_PER_HEAD ? shape->n_kv_heads : 1,
-             n_rows = cmd->n_tokens * (uint64_t)shape->n_heads;
-    uint64_t lists = 4u * n_units * ((uint64_t)cmd->n_pages + 1), n_scores = 0;
-
-    if (cmd->op == NKV_OP_READ)
-        return;
-    if (cmd->op == NKV_OP_APPEND) {
-        group->counts.to_device_bytes += 8u * (uint64_t)cmd->n_tokens * shape->n_kv_heads * shape->head_dim;
-        return;
-    }
-    if (cmd->flags & NKV_SCORES)
-        n_scores = n_units * (cmd->flags & NKV_CANDIDATES ? cmd->n_pages : group_rule(group, cmd).n_total);
-    group->counts.to_device_bytes += 4u * n_rows * shape->head_dim;
-    group->counts.to_device_bytes += cmd->op == NKV_OP_ATTEND && !(cmd->flags & NKV_ALL_PAGES) ? lists : 0;
-    group->counts.from_device_bytes +=
-        cmd->op == NKV_OP_SELECT ? lists + 4u * n_scores : 4u * n_rows * (shape->head_dim + 2u);
-}
-
 /* The commands of one member, which are what `after` of later ones will point to. */
 static int submit_member(struct group *group, const struct group_entry *entry, uint32_t m)
 {
@@ -217,7 +176,7 @@ static int submit_member(struct group *group, const struct group_entry *entry, u
             continue;
         sub->cmd.after = needed ? (uint32_t)(member->n_queued - (needed - 1)) : 0;
         batch[n++] = sub->cmd;
-        count_bytes(group, &sub->cmd);
+        group_count_bytes(group, &sub->cmd);
         group->last[slot * group->n + m] = ++member->n_queued;
         if (n < STAGED_COMMANDS)
             continue;
@@ -260,7 +219,7 @@ static int map_members(struct group *group, uint64_t bytes)
 }
 
 /* Waits for what is in flight on members that still answer. */
-static void drain_members(struct group *group)
+void group_drain(struct group *group)
 {
     for (uint32_t m = 0; m < group->n; m++) {
         struct port *member = &group->members[m];
@@ -274,7 +233,7 @@ static void drain_members(struct group *group)
 
 static void discard(struct group *group)
 {
-    drain_members(group);
+    group_drain(group);
     group->n_taken = group->n_begun = group->n_given = 0;
     group->n_running = group->n_subs = 0;
     memset(group->used, 0, group->n * sizeof *group->used);
@@ -531,7 +490,7 @@ void group_close(struct group *group)
     if (!group)
         return;
     if (group->members)
-        drain_members(group);
+        group_drain(group);
     if (group->window.base)
         nkv_region_close(&group->window);
     nkv_free(group->members);
@@ -604,6 +563,11 @@ uint32_t group_size(const struct group *group)
 const struct port *group_member(const struct group *group, uint32_t i)
 {
     return &group->members[i];
+}
+
+uint8_t **group_member_window(struct group *group, uint32_t i)
+{
+    return &group->members[i].window;
 }
 
 void group_report(const struct group *group, struct nkv_kv_parallel_report *report_out)

@@ -77,6 +77,14 @@ int group_run(struct group *group, struct group_entry *entry, uint32_t member, s
 /* Runs a command that a kind does not plan while nothing is in flight. returns: its result. */
 int group_control(struct group *group, struct group_entry *entry);
 
+/* ---- group_count.c ---- */
+/* What a READ of so many pages (NKV_DIGEST: digests), of all units together, writes in a window of that shape. */
+uint64_t group_read_bytes(const struct nkv_kv_shape *shape, const struct nkv_cmd *cmd, uint64_t n_pages);
+/* A member read n_pages pages, of all units together. */
+void group_count_pages(struct group *group, const struct nkv_cmd *cmd, uint32_t n_pages);
+/* A member's command goes down: f32 q, k, v, partials and scores, u32 lists, both ways; nothing of a READ. */
+void group_count_bytes(struct group *group, const struct nkv_cmd *cmd);
+
 /* ---- group_set.c ---- */
 /* The unit's set is in place in the list of chosen pages: writes the other lists of a SELECT. returns: 0; what is wrong
  * with its operands. */
@@ -93,8 +101,6 @@ void *group_at(struct group *group, uint32_t member, uint64_t offset, uint64_t b
 int group_add(struct group *group, struct group_entry *entry, uint32_t member, const struct nkv_cmd *cmd,
               uint32_t first);
 
-/* What a READ of so many pages (NKV_DIGEST: digests), of all units together, writes in a window of that shape. */
-uint64_t group_read_bytes(const struct nkv_kv_shape *shape, const struct nkv_cmd *cmd, uint64_t n_pages);
 /* Room for a READ's n_pages pages in the group's window: a list that a failed SELECT left may name more than there is.
  * returns: 0, NKV_EINVAL. */
 int group_check_read(const struct group *group, const struct nkv_cmd *cmd, uint64_t n_pages);

@@ -79,6 +79,15 @@ void lane_advance(struct nkv_ticket *lane)
     flush_ports(lane->context);
 }
 
+/* Of works that only wait for what is submitted, those on all devices have commands that the host has still to hand
+ * out. Before that the order is the items', as in lane_advance. */
+static bool is_before(const struct work *a, const struct work *b)
+{
+    if (a->stage != b->stage)
+        return a->stage < b->stage;
+    return a->stage == STAGE_FINAL && seq_is_spread(a->seq) && !seq_is_spread(b->seq);
+}
+
 /* The work to wait for: first those whose SELECT or READ lets other devices start. */
 static const struct work *first_unready(const struct nkv_ticket *lane, bool all)
 {
@@ -87,7 +96,7 @@ static const struct work *first_unready(const struct nkv_ticket *lane, bool all)
     for (uint32_t i = 0; i < lane->n_works; i++) {
         const struct work *work = &lane->works[i];
 
-        if (!work_ready(work, all) && (!first || work->stage < first->stage))
+        if (!work_ready(work, all) && (!first || is_before(work, first)))
             first = work;
     }
     return first;

@@ -124,6 +124,22 @@ static uint64_t move_bytes(const struct nkv_kv_shape *shape)
            ALIGN_SLACK;
 }
 
+/*
+ * A group whose members have other users cannot have their windows grow in the middle of a step, which it does
+ * elsewhere. A command's operands lie in its members' windows as they do in its own, but for the lists: one for each
+ * run of query tokens of one page.
+ */
+static uint64_t list_bytes(const struct nkv_context *context, const struct nkv_seq *seq)
+{
+    const struct nkv_kv_shape *shape = &context->shape;
+    uint32_t most_pages = seq->max_pages / group_size(context->group) + 1;
+    uint64_t n_runs = context->options.max_tokens / shape->page_tokens + 2;
+    uint64_t n_block_runs = seq->block_tokens / shape->page_tokens + 2;
+
+    return max_u64(n_runs * (nkv_list_stride(most_pages) + ALIGN_SLACK),
+                   n_block_runs * (seq->n_units * nkv_list_stride(seq->prefill_pages) + ALIGN_SLACK));
+}
+
 /* Each part of what the sequences seen so far and seq need, by itself: a call may mix the hungriest of each kind. */
 static struct lane_need lane_need(const struct nkv_context *context, const struct nkv_seq *seq)
 {
@@ -144,6 +160,8 @@ static struct lane_need lane_need(const struct nkv_context *context, const struc
         need.block = max_u64(need.block, block);
         need.blocks = max_u64(need.blocks, n_blocks * block);
     }
+    if (seq_is_spread(seq))
+        need.lists = max_u64(need.lists, list_bytes(context, seq));
     return need;
 }
 
@@ -162,12 +180,20 @@ static void lane_bytes(const struct nkv_context *context, const struct lane_need
     *compute_out = (*compute_out + 4095u) & ~(uint64_t)4095u;
 }
 
+static uint64_t port_lane_bytes(const struct nkv_context *context, const struct lane_need *need,
+                                const struct port *port)
+{
+    uint64_t home, compute;
+
+    lane_bytes(context, need, &home, &compute);
+    if (port == context->group_port)
+        home += (need->lists + 4095u) & ~(uint64_t)4095u;
+    return port == context->compute ? compute : home;
+}
+
 uint64_t context_lane_bytes(const struct nkv_context *context, const struct port *port)
 {
-    uint64_t need[2];
-
-    lane_bytes(context, &context->need, &need[0], &need[1]);
-    return max_u64(need[port == context->compute], port->lane_bytes);
+    return max_u64(port_lane_bytes(context, &context->need, port), port->lane_bytes);
 }
 
 /* Maps a larger window; what lies in it is lost. */
@@ -176,6 +202,8 @@ static int remap(struct nkv_context *context, struct port *port, uint64_t bytes,
     if (context_open_tickets(context))
         FAIL(NKV_ESTATE, "this sequence needs larger I/O windows, but a ticket is in flight: end it first");
     context_drain(context, NULL, ANY_LAYER);
+    if (context->shares && context->group_port->status < 0)
+        group_drain(context->group); /* it failed with one member: the others may not have done yet */
     return port_map(port, bytes, control_bytes);
 }
 
@@ -195,12 +223,10 @@ int context_reserve_control(struct nkv_context *context, uint64_t bytes)
 static int reserve_windows(struct nkv_context *context, const struct nkv_seq *seq)
 {
     struct lane_need lane = lane_need(context, seq);
-    uint64_t need[2];
 
-    lane_bytes(context, &lane, &need[0], &need[1]);
     for (uint32_t i = 0; i < context->n_ports; i++) {
         struct port *port = &context->ports[i];
-        uint64_t bytes = need[port == context->compute];
+        uint64_t bytes = port_lane_bytes(context, &lane, port);
 
         if (bytes > port->lane_bytes && port->status == 0) /* one that is lost gets its window when it comes back */
             TRY(remap(context, port, bytes, port->control_bytes));

@@ -86,7 +86,7 @@ static int open_copy(const struct nkv_seq *seq, struct port *home, struct nkv_se
 
 static bool can_move(const struct nkv_seq *seq)
 {
-    return !seq->ticket && seq->next_layer == 0 && seq->status == 0 && !seq->ids;
+    return !seq->ticket && seq->next_layer == 0 && seq->status == 0 && !seq->ids && !seq_is_spread(seq);
 }
 
 static int check(const struct nkv_seq *seq, uint32_t device)
@@ -97,6 +97,8 @@ static int check(const struct nkv_seq *seq, uint32_t device)
         FAIL(NKV_EINVAL, "device %u of a context with %u", device, context->options.n_devices);
     if (seq->ids)
         FAIL(NKV_ENOTSUP, "a session stays on its device: export it, and import it on another");
+    if (seq_is_spread(seq))
+        FAIL(NKV_ENOTSUP, "a sequence that lies on all devices (cp) has none to leave: it stays as it was opened");
     if (seq->status < 0)
         FAIL(NKV_ESTATE, "a sequence that failed (%s) cannot be moved: truncate it first", seq->error);
     if (!can_move(seq))
@@ -177,7 +179,7 @@ static int plan_move(struct nkv_context *context, struct nkv_seq **seqs, struct 
         if (!can_move(seq))
             continue;
         TRY(seq_bytes(&context->shape, seq, &placed[n].need_bytes, &compute));
-        placed[n].load = seq_load(&context->shape, seq);
+        placed[n].load = seq_load(&context->shape, seq, 1);
         placed[n].held_bytes = held_bytes(seq);
         placed[n].device = seq->home->index;
         seqs[n++] = seq;

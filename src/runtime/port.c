@@ -16,6 +16,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "runtime/share.h"
+
 const char *op_name(uint8_t op)
 {
     static const char *const names[NKV_OP_COUNT] = {"?",       "open",    "close",  "fork", "truncate",
@@ -72,15 +74,21 @@ static int check_shape(const struct port *port, const struct nkv_kv_shape *shape
     return 0;
 }
 
-int port_open(struct port *port, struct nkv_device *device, uint32_t index, const struct nkv_kv_shape *shape)
+int port_check_device(const struct nkv_device *device, uint32_t index)
 {
-    struct nkv_device_caps caps = {.size = sizeof caps};
-
     if (!device)
         FAIL(NKV_EINVAL, "device %u is NULL", index);
     if (device->ops->abi != NKV_DEVICE_ABI)
         FAIL(NKV_ENOTSUP, "device %u (%s) speaks ABI %u, this library %u: rebuild the backend", index,
              device->ops->backend, device->ops->abi, NKV_DEVICE_ABI);
+    return 0;
+}
+
+int port_open(struct port *port, struct nkv_device *device, uint32_t index, const struct nkv_kv_shape *shape)
+{
+    struct nkv_device_caps caps = {.size = sizeof caps};
+
+    TRY(port_check_device(device, index));
     TRY(device->ops->caps(device, &caps));
     caps.name[sizeof caps.name - 1] = '\0';
     *port = (struct port){.device = device, .caps = caps, .index = index, .control_done = true};
@@ -113,6 +121,19 @@ int port_map(struct port *port, uint64_t lane_bytes, uint64_t control_bytes)
     return 0;
 }
 
+/* A device is lost for its own sequences and for those that lie on all, whoever of them noticed. */
+static void fail_shared(struct nkv_context *context)
+{
+    for (uint32_t i = 0; context->shares && i < context->options.n_devices; i++) {
+        int status = share_check(context->options.devices[i]);
+
+        if (status < 0 && context->ports[i].status == 0)
+            port_fail(context, &context->ports[i], status, nkv_last_error());
+        if (status < 0 && context->group_port->status == 0)
+            port_fail(context, context->group_port, status, nkv_last_error());
+    }
+}
+
 void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason)
 {
     snprintf(port->error, sizeof port->error, "device %u (%s) is out of order: %s%s%s", port->index, port->caps.name,
@@ -123,6 +144,7 @@ void port_fail(struct nkv_context *context, struct port *port, int status, const
     port->control_done = true;
     port->control_res = status;
     port_abandon(context, port);
+    fail_shared(context);
 }
 
 int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape)

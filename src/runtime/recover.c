@@ -58,21 +58,28 @@ static int recover_port(struct nkv_context *context, struct port *port)
     return close_orphans(context, port);
 }
 
+/* The group of a context that has each of its devices, too, is none more. */
+static bool is_device(const struct nkv_context *context, const struct port *port)
+{
+    return !context->shares || port != context->group_port;
+}
+
 /* Tries each lost device once. returns: how many are still lost; another failure than that. */
 static int try_all(struct nkv_context *context, uint32_t *n_recovered)
 {
     int n_lost = 0;
 
     for (uint32_t i = 0; i < context->n_ports; i++) {
+        struct port *port = &context->ports[i];
         int status;
 
-        if (context->ports[i].status != NKV_EDEVICE)
+        if (port->status != NKV_EDEVICE)
             continue;
-        status = recover_port(context, &context->ports[i]);
+        status = recover_port(context, port);
         if (status < 0 && status != NKV_EDEVICE)
             return status;
         n_lost += status < 0;
-        *n_recovered += status >= 0;
+        *n_recovered += status >= 0 && is_device(context, port);
     }
     return n_lost;
 }

@@ -34,6 +34,7 @@
 #define CONTROL_USER_DATA UINT64_MAX
 
 struct group;
+struct shares;
 
 struct orphan {
     uint32_t id;
@@ -173,15 +174,18 @@ struct nkv_seq {
  * of max_tokens tokens, and of a decode work on either side. */
 struct lane_need {
     uint64_t block, blocks, home, compute;
+    uint64_t lists; /* auto: page lists that the group adds in its members' windows */
 };
 
 struct nkv_context {
     struct nkv_kv_shape shape;
     struct nkv_context_options options;
-    struct group *group;           /* the PNM devices as one, which then is the only port of theirs; NULL: dp */
+    struct group *group;           /* the PNM devices as one; NULL: dp */
     struct nkv_device *group_view; /* [1] */
-    uint32_t n_ports;              /* the PNM devices, then the compute device */
+    struct shares *shares;         /* auto: between the devices and their two users, their own ports and the group */
+    uint32_t n_ports;              /* the PNM devices (cp, tp: the group), auto: the group, then the compute device */
     struct port *ports, *compute;
+    struct port *group_port; /* NULL: none */
     struct nkv_ticket lanes[N_LANES];
     struct nkv_seq *sequences;
     uint32_t next_id;
@@ -215,14 +219,19 @@ int group_open(enum nkv_kv_parallel kv_parallel, const struct nkv_kv_shape *shap
                uint32_t n, struct group **group_out);
 /* NULL is allowed. */
 void group_close(struct group *group);
+/* Waits for what is in flight on members that still answer; what was to come of it is lost. */
+void group_drain(struct group *group);
 struct nkv_device *group_device(struct group *group);
 uint32_t group_size(const struct group *group);
 const struct port *group_member(const struct group *group, uint32_t i);
+/* Where the group keeps the address of a member's window. */
+uint8_t **group_member_window(struct group *group, uint32_t i);
 /* What lies on a member of a sequence of n_tokens tokens: tokens, in what shape. */
 uint32_t group_local(const struct group *group, uint32_t member, uint32_t n_tokens, struct nkv_kv_shape *shape_out);
 void group_report(const struct group *group, struct nkv_kv_parallel_report *report_out);
 
 /* ---- port.c ---- */
+int port_check_device(const struct nkv_device *device, uint32_t index);
 /* Checks that the device speaks this ABI and, where it tells, that it was opened with this shape. */
 int port_open(struct port *port, struct nkv_device *device, uint32_t index, const struct nkv_kv_shape *shape);
 /* What the device holds; zeros where it does not tell. */
@@ -257,13 +266,19 @@ const char *op_name(uint8_t op);
 int seq_resolve(const struct nkv_kv_shape *shape, const struct nkv_seq_options *options, struct nkv_seq *seq_out);
 /* Bytes on the home device and on the compute device. */
 int seq_bytes(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, uint64_t *home_out, uint64_t *compute_out);
-/* Chooses seq->home and checks the compute device's room. */
-int seq_place(struct nkv_context *context, struct nkv_seq *seq);
+/* Chooses seq->home and checks the compute device's room. whole: on one device, whatever auto would choose. */
+int seq_place(struct nkv_context *context, struct nkv_seq *seq, bool whole);
+/* Whether it lies on all devices of a context in which others do not. */
+static inline bool seq_is_spread(const struct nkv_seq *seq)
+{
+    return seq->context->shares && seq->home == seq->context->group_port;
+}
 int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *seq);
 bool seq_has_digests(const struct nkv_seq *seq);
 int port_free(const struct port *port, uint64_t *bytes_out);
-/* Bytes that its home device reads in a decode step, as the policy predicts them. */
-uint64_t seq_load(const struct nkv_kv_shape *shape, const struct nkv_seq *seq);
+/* Bytes that its home device reads in a decode step, as the policy predicts them; of a sequence that is spread over
+ * n_devices devices, each of them. */
+uint64_t seq_load(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, uint32_t n_devices);
 /* Fills context->loads, and context->free_bytes of all PNM devices. returns: 0; what a device that tells nothing is
  * lost with, if no device has any room; another failure. */
 int context_survey(struct nkv_context *context);
@@ -334,6 +349,8 @@ void port_note_orphan(struct port *port, uint32_t id, uint16_t flags);
 int mirror_attach(struct nkv_context *context, struct nkv_ticket *lane, struct nkv_seq *seq);
 
 /* ---- seq.c ---- */
+/* nkv_seq_open; whole: as seq_place. */
+int seq_open(struct nkv_context *context, const struct nkv_seq_options *options, bool whole, struct nkv_seq **seq_out);
 /*
  * From a resolved and placed draft to an open sequence, which begins on its home device as `open` says: OPEN or FORK,
  * with everything but its id and length.

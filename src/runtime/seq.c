@@ -194,15 +194,20 @@ free_seq:
     return status;
 }
 
-int nkv_seq_open(struct nkv_context *context, const struct nkv_seq_options *options, struct nkv_seq **seq_out)
+int seq_open(struct nkv_context *context, const struct nkv_seq_options *options, bool whole, struct nkv_seq **seq_out)
 {
     struct nkv_seq draft = {.context = context};
     struct nkv_cmd open = {.op = NKV_OP_SEQ_OPEN};
 
     TRY(seq_resolve(&context->shape, options, &draft));
-    TRY(seq_place(context, &draft));
+    TRY(seq_place(context, &draft, whole));
     open.flags = seq_has_digests(&draft) ? 0 : NKV_NO_DIGEST;
     return seq_create(&draft, &open, seq_out);
+}
+
+int nkv_seq_open(struct nkv_context *context, const struct nkv_seq_options *options, struct nkv_seq **seq_out)
+{
+    return seq_open(context, options, false, seq_out);
 }
 
 static int check_fork(const struct nkv_seq *parent, uint32_t n_tokens, const struct nkv_seq *draft)
@@ -336,5 +341,5 @@ const char *nkv_seq_error(const struct nkv_seq *seq)
 
 uint32_t nkv_seq_device(const struct nkv_seq *seq)
 {
-    return seq->home->index;
+    return seq_is_spread(seq) ? NKV_ALL_DEVICES : seq->home->index;
 }

@@ -443,7 +443,7 @@ static int open_new(struct opening *o, const struct nkv_seq *draft, struct nkv_s
     struct nkv_seq *seq = NULL;
     int status;
 
-    TRY(nkv_seq_open(o->context, &draft->options, &seq));
+    TRY(seq_open(o->context, &draft->options, true, &seq));
     status = session_publish(seq, &o->name, NULL, 0);
     if (status < 0)
         return seq_discard(seq, status);

@@ -221,7 +221,7 @@ static int import_file(struct transfer *t, struct session_file *file, const char
     options.keep_digests = true;
     options.max_tokens = t->head->n_tokens;
     TRY(reserve(t->context, t->head));
-    TRY(nkv_seq_open(t->context, &options, &t->seq));
+    TRY(seq_open(t->context, &options, true, &t->seq));
     status = import_seq(t, file, &padded);
     if (status < 0)
         return seq_discard(t->seq, status);

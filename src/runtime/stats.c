@@ -153,11 +153,12 @@ int nkv_context_device(const struct nkv_context *context, uint32_t i, struct nkv
     struct nkv_device_stat stat;
     struct nkv_device_report report = {0};
     const struct port *port;
-    uint32_t n_members = context->group ? group_size(context->group) : 1; /* of the first port */
+    uint32_t n = context->group ? group_size(context->group) : context->options.n_devices;
 
-    if (i >= context->n_ports - 1 + n_members)
-        FAIL(NKV_EINVAL, "device %u of a context with %u", i, context->n_ports - 1 + n_members);
-    port = context->group && i < n_members ? group_member(context->group, i) : &context->ports[i - (n_members - 1)];
+    if (i >= n + (context->compute != NULL))
+        FAIL(NKV_EINVAL, "device %u of a context with %u", i, n + (context->compute != NULL));
+    port = context->group ? group_member(context->group, i < n ? i : 0) : &context->ports[i];
+    port = i == n ? context->compute : port;
     TRY(port_stat(port, &stat));
     for (size_t c = 0; c + 1 < sizeof report.name; c++)
         report.name[c] = port->caps.name[c];
@@ -167,7 +168,7 @@ int nkv_context_device(const struct nkv_context *context, uint32_t i, struct nkv
     report.n_sequences = stat.n_sequences;
     report.n_free_pages = stat.n_free_pages;
     report.n_total_pages = stat.n_total_pages;
-    report.window_bytes = port->window_bytes;
+    report.window_bytes = port->window_bytes + (context->shares && i < n ? context->ports[i].window_bytes : 0);
     report.read_bytes = stat.read_bytes;
     report.written_bytes = stat.written_bytes;
     *report_out = report;
@@ -179,4 +180,5 @@ void nkv_context_kv_parallel(const struct nkv_context *context, struct nkv_kv_pa
     *report_out = (struct nkv_kv_parallel_report){0};
     if (context->group)
         group_report(context->group, report_out);
+    report_out->kv_parallel = context->options.kv_parallel;
 }

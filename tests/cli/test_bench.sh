@@ -63,6 +63,15 @@ for model in ('-m', 'needle'), ('--shape', 'needle-256'):
         assert n == 9 * 99 if lengths == 'fixed:100' else 9 * 9 <= n <= 9 * 2047
         assert prompts.setdefault(lengths, n) == n, 'the load depends on the seed alone'
 
+# What lies on all devices is counted once, beside what lies on each.
+for mapping in 'auto', 'cp':
+    out, _ = run('bench', 'serve', '--mode', 'pnm', '--lengths', 'uniform:20-2000', '--requests', 6, '--outputs', 3, '--batch', 2, '--devices', 2,
+                 '--threads', 1, '--kv-parallel', mapping, '--json')
+    kv = out.pop('kv_parallel')
+    fields(out, want)
+    assert kv['mapping'] == mapping and kv['sequences'] > 0 and out['failed'] == 0, (kv, out)
+    assert kv['sequences'] + sum(d['sequences'] for d in out['devices']) == 6, (kv, out)
+    assert kv['output_tokens'] + sum(d['output_tokens'] for d in out['devices']) == 6 * 3, (kv, out)
 # A prompt that is filled in costs what its keys and values are; each of two tokens reads the 32 pages of 32 tokens of 64 dimensions, K and V.
 page = 32 * 64 * 2 * 2
 out = run('bench', 'serve', '--shape', 'tiny-256', '--fill', '--kv', 'f16', '--mode', 'full', '--lengths', 'fixed:1000', '--requests', 3,

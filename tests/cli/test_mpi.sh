@@ -66,16 +66,16 @@ def same_tokens(tp, pnm, mode):
 all_of(same_tokens, [(1, 1, 'png'), (2, 2, 'full'), (2, 2, 'pnm'), (2, 2, 'png'), (2, 1, 'recall'), (1, 2, 'full'), (2, 0, 'png'), (4, 0, 'pnm')])
 
 
-# One sequence over two PNM ranks, by pages or by KV heads.
+# One sequence over two PNM ranks, by pages or by KV heads, or as it comes.
 def same_tokens_spread(tp, mapping, mode):
     chosen = [] if mode == 'png' else ['--mode', mode]  # png is the default
-    got, _ = job(tp + 2, *base, *ask, *chosen, *split(tp, 2), '--kv-parallel', mapping)
+    got, _ = job(tp + 2, *base, *ask, *chosen, *split(tp, 2), '--kv-parallel', mapping)  # auto: they are long and few
     assert [a['tokens'] for a in got['answers']] == [a['tokens'] for a in alone[mode]['answers']], (tp, mapping, mode)
     assert got['mode'] == mode and got['steady'] == alone[mode]['steady'], (tp, mapping, got['steady'])
     assert got['kv_parallel']['mapping'] == mapping and all(d['used_bytes'] > 0 for d in got['devices']), got
 
 
-all_of(same_tokens_spread, [(1, 'cp', 'pnm'), (2, 'cp', 'full'), (2, 'tp', 'pnm'), (2, 'cp', 'png'), (2, 'tp', 'png'), (1, 'cp', 'recall')])
+all_of(same_tokens_spread, [(1, 'cp', 'pnm'), (2, 'cp', 'full'), (2, 'tp', 'pnm'), (2, 'cp', 'png'), (2, 'tp', 'png'), (1, 'cp', 'recall'), (1, 'auto', 'pnm')])
 
 # With one compute rank the logits are the same bits: sampling at a high temperature looks at all of them.
 sampled = ['run', '-f', text, '-p', ' x is ', '--temp', 50, '--seed', 3, '-n', 60, '--json', '--mode', 'pnm', '--budget', 512]

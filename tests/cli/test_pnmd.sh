@@ -21,9 +21,9 @@ tmp = sys.argv[1]
 number = (int, float)
 STAT = {'schema': str, 'name': str, 'threads': int, 'capacity_bytes': int, 'used_bytes': int, 'resident_bytes': int,
         'pages': {'total': int, 'free': int, 'bytes': int}, 'sequences': int, 'queue_depth': int, 'commands': int, 'busy_s': number,
-        'uptime_s': number, 'absent_clients': int, 'clients': list}
+        'read_bytes': int, 'written_bytes': int, 'uptime_s': number, 'absent_clients': int, 'clients': list}
 CLIENT = {'number': int, 'pid': int, 'used_bytes': int, 'window_bytes': int, 'sequences': int, 'queue_depth': int, 'commands': int,
-          'busy_s': number}
+          'busy_s': number, 'read_bytes': int, 'written_bytes': int}
 
 
 def until(what, seconds=60):
@@ -82,6 +82,7 @@ got, _ = run('bench', 'attend', '--device', devices[0], '--ctx', 2000, '--heads'
              '--steps', 5, '--json')
 assert got['device'] == devices[0] and got['ms']['median'] > 0
 done = stat(path1)
+assert done['read_bytes'] > 5 * 16 * 32 * 2 * 64 * 2 * 2 and done['written_bytes'] >= 2000 * 2 * 64 * 2 * 2, done  # of that benchmark alone: f16 K and V
 assert done['name'] == 'pnm1' and done['clients'] == [] and done['used_bytes'] == 0 and done['commands'] > 1000 and done['busy_s'] > 0
 assert done['pages']['free'] == done['pages']['total'] > 0 and done['capacity_bytes'] == 256 << 20
 
@@ -97,6 +98,8 @@ atexit.register(busy.kill)
 got = until(lambda: (s := stat(path1))['sequences'] and s)
 assert [c['pid'] for c in got['clients']] == [busy.pid] and got['clients'][0]['used_bytes'] == got['used_bytes'] > 0
 assert got['pages']['free'] < got['pages']['total']
+got = until(lambda: (s := stat(path1))['clients'] and s['clients'][0]['written_bytes'] and s)
+assert done['written_bytes'] + got['clients'][0]['written_bytes'] <= got['written_bytes'] and got['clients'][0]['read_bytes'] <= got['read_bytes']
 _, err = run('run', '-p', 'x is ', '--device', devices[0], '--kv', 'q8_0', status=1)
 assert 'pages of 64, f16' in err and 'pages of 32, q8_0' in err and devices[0] in err, err
 with socket.socket(socket.AF_UNIX) as s:

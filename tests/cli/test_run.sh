@@ -33,6 +33,8 @@ for mode in ('full', 'recall', 'pnm', 'png'):
         got, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', mode, '--devices', devices, '--json', *sparse)
         compute = got.pop('compute', None)
         assert (compute is not None) == (mode in ('recall', 'png'))
+        kv = got.pop('kv_parallel', {'mapping': 'dp'})  # two devices and one long text: it lies on both
+        assert kv['mapping'] == ('auto' if devices == 2 else 'dp') and kv.get('sequences', 1) == 1, kv
         fields(got, SCHEMA)
         assert got['schema'] == 'nearkv.run/1' and got['mode'] == mode and got['text'] == '31415.', got
         assert got['n_generated'] == len(got['tokens']) == 6 and got['n_prompt'] > 8000
@@ -77,10 +79,29 @@ for mode in ('png', 'recall'):  # the same pages are recalled into the same slot
 got, _ = run('run', '-f', text, *ask, '--json', *sparse, *spread)
 assert [a['text'] for a in got['answers']] == ['31415.', '27.', ''] and got['answers'][0]['device'] is None, got['answers']
 small = ['--device', 'cpu:capacity=20M', '--device', 'cpu:capacity=20M']
-_, err = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, status=2)
+_, err = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, '--kv-parallel', 'dp', status=2)
 assert 'the largest device has' in err, err
-got, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, '--kv-parallel', 'cp', '--json')
-assert got['text'] == '31415.' and got['kv']['bytes'] + got['kv']['digest_bytes'] > 20 << 20, got['kv']
+for mapping in (['--kv-parallel', 'cp'], []):
+    got, _ = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small, *sparse, *mapping, '--json')
+    assert got['text'] == '31415.' and got['kv']['bytes'] + got['kv']['digest_bytes'] > 20 << 20, got['kv']
+_, err = run('run', '-f', text, '-p', 'The pass key is ', '--mode', 'pnm', *small[:2], '--device', 'cpu:capacity=10M', *sparse, status=2)
+assert 'over 2 devices (cp)' in err, err
+
+# Each where it belongs: a long text on all devices, a short one on one, with the tokens of one device; no error where nothing can be
+# spread, and several prompts go where what they have in common lies.
+short = ['-p', 'The key is 5. The key is ']
+long = open(text).read() + 'The pass key is '
+for mode in 'pnm', 'png':
+    alone = [run('run', *ask, '--mode', mode, *sparse[:4], '--json')[0]['tokens'] for ask in (short, ['-p', long])]
+    got, _ = run('run', *short, '-p', long, *short, '--mode', mode, *sparse[:4], '--devices', 2, '--kv-parallel', 'auto', '--json')
+    assert [a['tokens'] for a in got['answers']] == [alone[0], alone[1], alone[0]], got['answers']
+    assert [a['device'] for a in got['answers']] == [0, None, 1] and got['kv_parallel']['sequences'] == 1, got
+    assert all(0 < d['used_bytes'] <= d['capacity_bytes'] for d in got['devices']), got['devices']
+got, _ = run('run', '-f', text, *ask, '--mode', 'pnm', '--devices', 2, *sparse, '--json')
+assert [a['text'] for a in got['answers']] == ['31415.', '27.', ''] and got['kv_parallel']['sequences'] == 3, got
+for more in (['--trace', f'{tmp}/auto'], ['--memory', f'file:{tmp}/auto.img:64M'], ['--devices', 1]):
+    got, _ = run('run', *short, '--mode', 'png', *([] if '--devices' in more else ['--devices', 2]), '--kv-parallel', 'auto', '--json', *more)
+    assert got['tokens'] == alone[0] and 'kv_parallel' not in got, (more, got)
 for wrong, words in ((['--trace', f'{tmp}/t'], '--trace'), (['--memory', f'file:{tmp}/i:64M', '--devices', 2], '--memory'),
                      (['--session', 's', '--device', 'unix:/x'], '--session'), (['--kv-parallel', 'tp', '--devices', 3], 'KV heads')):
     done = subprocess.run([NEARKV, 'run', '-p', 'x', '--kv-parallel', 'cp', *map(str, wrong)], capture_output=True, text=True)

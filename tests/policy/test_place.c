@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Placement and migration: what a step is predicted to cost, the least loaded device with room, moves that are worth
- * their bytes, and a run of arrivals and departures of very unequal lengths that keeps four devices about equally busy.
+ * Placement and migration: what a step is predicted to cost, the least loaded device with room, when a sequence is
+ * spread over all, moves that are worth their bytes, and a run of arrivals and departures of very unequal lengths that
+ * keeps four devices about equally busy.
  */
 #include <stdarg.h>
 #include <stddef.h>
@@ -61,6 +62,104 @@ static void test_step_bytes(void **state)
     assert_int_equal(nkv_step_bytes(&w), full);
     w = work_of(NKV_MODE_PNM, 64); /* less than the budget */
     assert_int_equal(nkv_step_bytes(&w) - fixed, 32ull * (64 * 4096 + 2 * 4096));
+}
+
+static void test_spread_bytes(void **state)
+{
+    struct nkv_step_work w = work_of(NKV_MODE_FULL, 0);
+    uint64_t fixed = nkv_step_bytes(&w);
+
+    (void)state;
+    assert_int_equal(nkv_spread_bytes(&w, 1), fixed);
+    assert_int_equal(nkv_spread_bytes(&w, 4), 4 * fixed);
+    w = work_of(NKV_MODE_FULL, 131072);
+    assert_int_equal(nkv_spread_bytes(&w, 1), nkv_step_bytes(&w));
+    assert_int_equal(nkv_spread_bytes(&w, 4) - 4 * fixed, 32ull * 131072 / 4 * 4096);
+    assert_int_equal(nkv_spread_bytes(&w, 3) - 3 * fixed, 32ull * 1366 * 32 * 4096); /* whole pages */
+    w.mode = NKV_MODE_PNM;
+    assert_int_equal(nkv_spread_bytes(&w, 4) - 4 * fixed, 32ull * (512 * 4096 + 1024 * 4096));
+}
+
+static void test_spread(void **state)
+{
+    const uint64_t bytes[] = {10, 30, 20}, none[] = {0, 0, 0}, full[] = {10, 0, 30};
+    const struct nkv_share whole = {20, 90}, larger = {31, 90}, part = {10, 40}, cheaper = {10, 20}, thick = {11, 20};
+    uint64_t loads[] = {7, 9, 8};
+
+    (void)state;
+    /* Whole: on 2, 98. Spread: 9 + 40, a half of it; 9 + 20. */
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &part), 3);
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &cheaper), 3);
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &thick), 2); /* no room on 0 */
+    assert_int_equal(nkv_place_or_spread(loads, full, 3, &whole, &part), 2);
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &larger, &part), 3); /* no room anywhere else */
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &larger, &thick), NKV_ENOSPC);
+    assert_int_equal(nkv_place_or_spread(loads, full, 3, &larger, &part), NKV_ENOSPC);
+    assert_int_equal(nkv_place_or_spread(loads, none, 3, &whole, &part), NKV_ENOSPC);
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 0, &whole, &part), NKV_ENOSPC);
+    /* A quarter off the busiest device's step, and no more, is not enough. */
+    loads[0] = loads[1] = loads[2] = 110; /* 200 whole, 150 or 130 spread */
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &part), 1);
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &cheaper), 3);
+    /* Beside one that is busier than all will be, nothing gains by it. */
+    loads[1] = 300;
+    assert_int_equal(nkv_place_or_spread(loads, bytes, 3, &whole, &cheaper), 2);
+}
+
+/*
+ * Equal sequences come one by one. returns: how many are spread before the first stays whole; *best_out and *worst_out:
+ * the busiest device's step over that of dp alone, for any number of them up to 32.
+ */
+static uint32_t n_spread(enum nkv_mode mode, uint32_t n_tokens, uint32_t n_devices, double *best_out, double *worst_out)
+{
+    uint64_t loads[16] = {0}, bytes[16], most = 0;
+    struct nkv_step_work w = work_of(mode, n_tokens);
+    struct nkv_share whole = {1, nkv_step_bytes(&w)}, part = {1, nkv_spread_bytes(&w, n_devices)};
+    uint32_t n_first = 32;
+
+    *best_out = *worst_out = 1;
+    for (uint32_t d = 0; d < n_devices; d++)
+        bytes[d] = 1;
+    for (uint32_t n = 0; n < 32; n++) {
+        int device = nkv_place_or_spread(loads, bytes, n_devices, &whole, &part);
+        double ratio;
+
+        for (uint32_t d = 0; d < n_devices; d++) {
+            loads[d] += device == (int)n_devices ? part.load : device == (int)d ? whole.load : 0;
+            most = loads[d] > most ? loads[d] : most;
+        }
+        ratio = (double)most / (double)(whole.load * (n / n_devices + 1));
+        *best_out = fmin(*best_out, ratio);
+        *worst_out = fmax(*worst_out, ratio);
+        n_first = device < (int)n_devices && n < n_first ? n : n_first;
+    }
+    return n_first;
+}
+
+/* Fewer long sequences than devices are spread; short ones never are, nor many. What it costs to have spread some when
+ * more come than could be known is bounded. */
+static void test_spread_by_number(void **state)
+{
+    static const struct {
+        uint32_t n_devices, n_full, n_pnm; /* how many of 131072 tokens, of 32768 under a budget */
+        double worst;
+    } rows[] = {{1, 0, 0, 1}, {2, 2, 2, 1.02}, {4, 8, 8, 1.08}, {8, 20, 15, 1.75}, {16, 32, 17, 2.33}};
+    double best, worst;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        uint32_t n = rows[i].n_devices;
+
+        assert_int_equal(n_spread(NKV_MODE_FULL, 131072, n, &best, &worst), rows[i].n_full);
+        assert_true(n == 1 || best < 1.05 / n);
+        assert_true(worst <= rows[i].worst);
+        assert_int_equal(n_spread(NKV_MODE_PNM, 32768, n, &best, &worst), rows[i].n_pnm);
+        assert_true(n == 1 || best < 2.4 / n);
+        assert_true(worst <= rows[i].worst);
+        assert_int_equal(n_spread(NKV_MODE_FULL, 32, n, &best, &worst), 0);
+        assert_int_equal(n_spread(NKV_MODE_PNM, 32, n, &best, &worst), 0);
+        assert_true(worst <= 1);
+    }
 }
 
 static void test_moves(void **state)
@@ -214,9 +313,8 @@ static void test_a_run(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_place),
-        cmocka_unit_test(test_step_bytes),
-        cmocka_unit_test(test_moves),
+        cmocka_unit_test(test_place),  cmocka_unit_test(test_step_bytes),       cmocka_unit_test(test_spread_bytes),
+        cmocka_unit_test(test_spread), cmocka_unit_test(test_spread_by_number), cmocka_unit_test(test_moves),
         cmocka_unit_test(test_a_run),
     };
 

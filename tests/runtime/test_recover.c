@@ -237,6 +237,126 @@ static void a_sequence_on_two_devices_goes_on(void **state)
     goes_on_spread(NKV_MODE_RECALL);
 }
 
+/* ---- Sequences of both kinds over the same devices ---- */
+
+#define N_MIXED 3u
+
+/* One on all devices, one on each, all fed. */
+static void open_mixed(struct rig *rig, struct rig_seq *s)
+{
+    static const uint32_t devices[N_MIXED] = {NKV_ALL_DEVICES, 0, 1};
+
+    for (uint32_t i = 0; i < N_MIXED; i++) {
+        struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, i ? 400 : 4000, i ? 160 : 4000, NKV_SELECT_LAYER);
+        struct nkv_seq *seq = NULL;
+
+        assert_int_equal(nkv_seq_open(rig->context, &so, &seq), 0);
+        assert_int_equal(nkv_seq_device(seq), devices[i]);
+        rig_seq_init(&s[i], seq, 1 + i);
+        assert_int_equal(rig_prefill(rig, &s[i], LENGTH, 128), 0);
+    }
+}
+
+/* A step of those whose bit is set. */
+static void step_mixed(struct rig *rig, struct rig_seq *s, uint32_t which)
+{
+    static const uint32_t ones[N_MIXED] = {1, 1, 1};
+    struct rig_seq *batch[N_MIXED];
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < N_MIXED; i++)
+        if (which >> i & 1)
+            batch[n++] = &s[i];
+    assert_int_equal(rig_step(rig, batch, ones, n), 0);
+}
+
+/* The device is gone when those of `which` come to it; `keeps`: it comes back with what it held. */
+static void lose_mixed(uint32_t which, bool keeps, float expected[STEPS][N_MIXED][RIG_LAYERS * RIG_ROW])
+{
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNG, 2000, 1900, NKV_SELECT_KV_HEAD);
+    struct nkv_device_report before, after;
+    struct rig_seq s[N_MIXED];
+    struct server server;
+    struct nkv_seq *seq;
+    struct rig rig;
+
+    if (keeps)
+        server_open_on_file(&server, 2 * CAPACITY);
+    else
+        server_open(&server, true, CAPACITY);
+    open_rig_as(&rig, server.spec, NULL, NKV_KV_AUTO);
+    open_mixed(&rig, s);
+    step_mixed(&rig, s, 7);
+    server_kill(&server);
+    step_mixed(&rig, s, which);
+    for (uint32_t i = 0; i < N_MIXED; i++)
+        assert_int_equal(nkv_seq_status(s[i].seq), which >> i & 1 && i < 2 ? NKV_EDEVICE : 0);
+    /* What stays has a window that can still grow, whatever the other device's loss left in its queue. */
+    assert_int_equal(nkv_context_device(rig.context, 1, &before), 0);
+    if (nkv_seq_open(rig.context, &so, &seq) < 0)
+        fail_msg("%s", nkv_last_error());
+    assert_int_equal(nkv_seq_device(seq), 1);
+    assert_int_equal(nkv_context_device(rig.context, 1, &after), 0);
+    assert_true(after.window_bytes > before.window_bytes);
+    nkv_seq_close(seq);
+    assert_int_equal(nkv_context_recover(rig.context, 0), NKV_EDEVICE);
+    restart(&server);
+    assert_int_equal(nkv_context_recover(rig.context, 5000), 1);
+    assert_int_equal(nkv_context_recover(rig.context, 0), 0);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(nkv_seq_truncate(s[i].seq, nkv_seq_length(s[i].seq)), keeps ? 0 : NKV_ENOENT);
+    for (uint32_t i = 0; i < N_MIXED; i++) {
+        while (s[i].length < LENGTH + STEPS && (keeps || i == 2)) {
+            uint32_t step = s[i].length - LENGTH;
+
+            step_mixed(&rig, s, 1u << i);
+            assert_int_equal(nkv_seq_status(s[i].seq), 0);
+            assert_memory_equal(s[i].last, expected[step][i], sizeof expected[step][i]);
+        }
+        nkv_seq_close(s[i].seq);
+        rig_seq_free(&s[i]);
+    }
+    assert_true(rig_empty(&rig));
+    open_mixed(&rig, s); /* and serves anew */
+    step_mixed(&rig, s, 7);
+    for (uint32_t i = 0; i < N_MIXED; i++) {
+        assert_memory_equal(s[i].last, expected[0][i], sizeof expected[0][i]);
+        nkv_seq_close(s[i].seq);
+        rig_seq_free(&s[i]);
+    }
+    assert_int_equal(server_stat(&server).n_sequences, 0);
+    rig_close(&rig);
+    server_close(&server);
+}
+
+/* Whoever notices first, those on one device or those on all: both end with it and go on when it is back. */
+static void both_kinds_lose_their_device(void **state)
+{
+    static float expected[STEPS][N_MIXED][RIG_LAYERS * RIG_ROW];
+    struct rig_seq s[N_MIXED];
+    struct rig rig;
+
+    (void)state;
+    open_rig_as(&rig, NULL, NULL, NKV_KV_AUTO);
+    open_mixed(&rig, s);
+    for (uint32_t step = 0; step < STEPS; step++) {
+        step_mixed(&rig, s, 7);
+        for (uint32_t i = 0; i < N_MIXED; i++)
+            memcpy(expected[step][i], s[i].last, sizeof expected[step][i]);
+    }
+    for (uint32_t i = 0; i < N_MIXED; i++) {
+        nkv_seq_close(s[i].seq);
+        rig_seq_free(&s[i]);
+    }
+    rig_close(&rig);
+    for (uint32_t which = 1; which < 8; which++) {
+        if (which == 4) /* nobody comes to it */
+            continue;
+        lose_mixed(which, true, expected);
+    }
+    lose_mixed(7, false, expected);
+}
+
 /* What is closed while the device is away is closed when it is back; what is open stays. */
 static void closed_sequences_do_not_come_back(void **state)
 {
@@ -429,7 +549,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_device_that_kept_its_memory_goes_on), cmocka_unit_test(a_sequence_on_two_devices_goes_on),
         cmocka_unit_test(closed_sequences_do_not_come_back),     cmocka_unit_test(a_device_that_kept_nothing_says_so),
         cmocka_unit_test(a_lost_compute_side_is_filled_again),   cmocka_unit_test(the_context_lives_without_it),
-        cmocka_unit_test(wrappers_come_back_with_their_device),
+        cmocka_unit_test(wrappers_come_back_with_their_device),  cmocka_unit_test(both_kinds_lose_their_device),
     };
 
     if (argc == 4)
