@@ -23,6 +23,14 @@ void sim_mapping_drain(struct sim_mapping *mapping);
 /* Dense work of the GPUs, as nkv_fc. */
 void sim_mapping_fc(struct sim_mapping *mapping, const struct nkv_fc_work *work);
 
+/* Of NKV_SIM_AUTO: the mapping that most requests of the batch get, and how many the runtime's policy would leave on
+ * one device and spread over all. returns: 0, or an error of sizes. */
+struct sim_mapping_choice {
+    enum nkv_sim_mapping mapping;
+    uint32_t n_whole, n_spread;
+};
+int sim_mapping_choose(const struct nkv_sim_config *config, struct sim_mapping_choice *choice_out);
+
 /* ---- Between mapping.c and mapping_select.c ---- */
 
 /* What one device of a group does for one sequence in the current layer. */

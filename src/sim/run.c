@@ -551,7 +551,7 @@ static int run_adaptive(const struct nkv_sim_config *config, struct sim_trace *t
     return run_once(&c, trace, report_out);
 }
 
-int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
+static int run_mapping(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
 {
     struct sim_trace *trace = NULL;
     int status;
@@ -563,5 +563,23 @@ int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *repo
     else
         status = run_once(config, trace, report_out);
     sim_trace_close(trace);
+    if (status == 0)
+        report_out->mapping = config->mapping;
     return status;
+}
+
+int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
+{
+    struct sim_mapping_choice choice;
+    struct nkv_sim_config chosen;
+
+    if (config->size != sizeof *config || config->mapping != NKV_SIM_AUTO)
+        return run_mapping(config, report_out);
+    TRY(sim_mapping_choose(config, &choice));
+    chosen = *config;
+    chosen.mapping = choice.mapping;
+    TRY(run_mapping(&chosen, report_out));
+    report_out->n_whole = choice.n_whole;
+    report_out->n_spread = choice.n_spread;
+    return 0;
 }

@@ -19,8 +19,7 @@
 
 #include "sim/model.h"
 
-#define STREAM_PAGES  16384u
-#define SIM_BATCH_MAX 4096u /* of a context */
+#define STREAM_PAGES 16384u
 
 double sim_layer_parameters(const struct nkv_sim_model *m)
 {

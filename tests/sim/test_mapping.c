@@ -336,6 +336,71 @@ static void groups_hold_and_refuse(void **state)
     nkv_sim_machine_close(machine);
 }
 
+/* Requests one by one, as the runtime would place them; the mapping that most get is the one that is simulated. */
+static void auto_is_what_most_get(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+    struct nkv_sim_config config = mapped(machine, NKV_SIM_AUTO, 8);
+    struct nkv_sim_report r, same;
+
+    (void)state;
+    config.n_layers = config.n_steps = config.n_streams = 1;
+    for (uint32_t v = 0; v < n_variants; v++) {
+        vary(&config, &variants[v]);
+        for (uint32_t batch = 1; batch <= 64; batch *= 4) {
+            config.mapping = NKV_SIM_AUTO;
+            config.batch = batch;
+            r = rig_run(&config);
+            assert_int_equal(r.n_whole + r.n_spread, batch);
+            assert_int_equal(r.mapping, r.n_spread > r.n_whole ? NKV_SIM_CP : NKV_SIM_DP);
+            assert_int_equal(r.mapping, batch < 16 ? NKV_SIM_CP : batch == 64 ? NKV_SIM_DP : r.mapping);
+            config.mapping = r.mapping;
+            same = rig_run(&config);
+            assert_true(same.step_ms == r.step_ms && same.n_whole + same.n_spread == 0);
+        }
+    }
+    config = mapped(machine, NKV_SIM_AUTO, 1); /* nowhere to spread to */
+    r = rig_run(&config);
+    assert_true(r.mapping == NKV_SIM_DP && r.n_spread == 0);
+    config.n_pnm = 4;
+    config.batch = 0;
+    config.n_layers = config.n_steps = config.n_streams = 1;
+    config.context_tokens = 8u << 20; /* larger than a device */
+    r = rig_run(&config);
+    assert_true(r.mapping == NKV_SIM_CP && r.n_whole == 0 && r.batch == r.n_spread);
+    config.mapping_group = 2;
+    assert_int_equal(nkv_sim_run(&config, &r), NKV_EINVAL);
+    config.mapping_group = 0;
+    config.n_pnm = 0;
+    assert_int_equal(nkv_sim_run(&config, &r), NKV_EINVAL);
+    nkv_sim_machine_close(machine);
+}
+
+/* The policy puts most requests on one device each; that mapping has no room for all of them. */
+static void auto_has_room_for_the_batch(void **state)
+{
+    struct nkv_sim_machine *machine = rig_machine();
+    struct nkv_sim_config config = mapped(machine, NKV_SIM_CP, 2);
+    struct nkv_sim_report dp, cp, r;
+
+    (void)state;
+    config.n_layers = config.n_steps = config.n_streams = 1;
+    config.context_tokens = 300000;
+    config.batch = 0;
+    cp = rig_run(&config);
+    config.mapping = NKV_SIM_DP;
+    dp = rig_run(&config);
+    assert_true(cp.batch > dp.batch);
+    config.mapping = NKV_SIM_AUTO;
+    config.batch = dp.batch;
+    r = rig_run(&config);
+    assert_true(r.mapping == NKV_SIM_DP && r.n_whole > r.n_spread);
+    config.batch = cp.batch;
+    r = rig_run(&config);
+    assert_int_equal(r.mapping, NKV_SIM_CP);
+    nkv_sim_machine_close(machine);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -348,6 +413,8 @@ int main(void)
         cmocka_unit_test(traffic_follows_the_context_in_tp_only),
         cmocka_unit_test(faster_is_never_slower),
         cmocka_unit_test(groups_hold_and_refuse),
+        cmocka_unit_test(auto_is_what_most_get),
+        cmocka_unit_test(auto_has_room_for_the_batch),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
