@@ -8,10 +8,11 @@
  * little to do. So was round robin, which loads by count.
  *
  * Spreading a sequence over all devices (context parallel) shortens the busiest device's step while there are fewer
- * sequences than devices, or one is more than a device's share; it costs every device the commands of all, and cannot
- * be undone by a move. So it has to take a good part off the step. The shorter step alone was rejected as the rule:
- * whoever comes to devices that are equally busy makes one of them the busiest, so all would be spread, also where
- * there are sequences enough to even out.
+ * sequences than devices; it costs every device the commands of all, and cannot be undone by a move. So it has to take
+ * a good part off the step, for a bounded amount of work, and while the devices are not as full of work as that many
+ * such sequences make them. The shorter step alone was rejected as the rule: whoever
+ * comes to devices that are equally busy makes one of them the busiest, so all would be spread, also where there are
+ * sequences enough to even out.
  *
  * Migration repairs what departures leave behind, one move at a time. A move's bytes are read on one device and written
  * on another while nobody decodes; it is made when the steps that it shortens win that back, and only away from a
@@ -23,6 +24,8 @@
 #define LAYER_BYTES 65536u
 /* Spreading pays if it takes more than a quarter off the busiest device's step. */
 #define SPREAD_PARTS 4u
+/* And costs all devices together at most so many times what it costs one. */
+#define MAX_SPREAD_WORK 2u
 /* A device is too busy by more than a 16th of the mean. */
 #define SLACK_PARTS 16u
 /* A byte moved is read once and written once. */
@@ -84,6 +87,15 @@ static bool fits_all(const uint64_t *free_bytes, uint32_t n_devices, uint64_t ne
     return n_devices > 0;
 }
 
+static uint64_t sum(const uint64_t *loads, uint32_t n_devices)
+{
+    uint64_t all = 0;
+
+    for (uint32_t i = 0; i < n_devices; i++)
+        all += loads[i];
+    return all;
+}
+
 static uint32_t busiest(const uint64_t *loads, uint32_t n_devices)
 {
     uint32_t best = 0;
@@ -98,12 +110,14 @@ int nkv_place_or_spread(const uint64_t *loads, const uint64_t *free_bytes, uint3
                         const struct nkv_share *whole, const struct nkv_share *part)
 {
     int device = nkv_place(loads, free_bytes, n_devices, whole->need_bytes);
-    uint64_t most, step, spread;
+    uint64_t work = n_devices * part->load, most, step, spread;
 
     if (!fits_all(free_bytes, n_devices, part->need_bytes))
         return device;
     if (device < 0)
         return (int)n_devices;
+    if (work > MAX_SPREAD_WORK * whole->load || sum(loads, n_devices) >= n_devices * work)
+        return device;
     most = loads[busiest(loads, n_devices)];
     step = max_u64(most, loads[device] + whole->load);
     spread = most + part->load;
@@ -112,11 +126,8 @@ int nkv_place_or_spread(const uint64_t *loads, const uint64_t *free_bytes, uint3
 
 bool nkv_unbalanced(const uint64_t *loads, uint32_t n_devices)
 {
-    uint64_t sum = 0, mean;
+    uint64_t mean = n_devices ? sum(loads, n_devices) / n_devices : 0;
 
-    for (uint32_t i = 0; i < n_devices; i++)
-        sum += loads[i];
-    mean = n_devices ? sum / n_devices : 0;
     return n_devices > 1 && loads[busiest(loads, n_devices)] > mean + mean / SLACK_PARTS;
 }
 

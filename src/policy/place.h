@@ -35,7 +35,8 @@ struct nkv_share {
 };
 /*
  * Whether to spread a sequence over all devices (part: what each of them has of it) or to leave it on one (whole): it
- * is spread if it fits nowhere else, or if the step of the busiest device becomes much shorter by it. returns: the
+ * is spread if it fits nowhere else, or if the devices have less to do than that many such sequences would give them,
+ * all of them together do not work too much for it, and the step of the busiest one becomes much shorter. returns: the
  * number of the device that nkv_place chooses; n_devices: all of them; NKV_ENOSPC: no room either way.
  */
 int nkv_place_or_spread(const uint64_t *loads, const uint64_t *free_bytes, uint32_t n_devices,
