@@ -101,6 +101,8 @@ mappings() {
     echo "\`\`\`"
     echo
     steady_pages
+    echo
+    chosen_mapping
 }
 
 steady_pages() {
@@ -120,6 +122,19 @@ steady_pages() {
     echo
     grep -v same-step "$tmp/steady-1.csv" | columns "model context batch mode kv-parallel admitted_batch step_ms score_ms topk_ms attend_pnm_ms \
         attend_gpu_ms recall_ms link_ms gpu_utilisation recalled_pages_per_layer_request"
+    echo "\`\`\`"
+}
+
+chosen_mapping() {
+    local sweep="--machine paper-rack --layers 2 --steps 4 --gpus 8 --pnm 8 --model llama-3.1-8b,llama-3.1-70b --context 128K,1M \
+--batch 1,2,4,8,12,16,24,max --mode png --select layer --kv-group max --kv-parallel dp,cp,auto"
+    echo "What the runtime's placement (\`auto\`) gets, by the mapping that most requests of a batch get from it, tokens per second:"
+    echo
+    echo "\`\`\`"
+    echo "\$ nearkv sim sweep $sweep"
+    # shellcheck disable=SC2086
+    build/release/nearkv sim sweep $sweep >"$tmp/chosen.csv"
+    pivot pnm devices "dp cp auto" "$tmp/chosen.csv"
     echo "\`\`\`"
 }
 
