@@ -251,6 +251,8 @@ void port_fail(struct nkv_context *context, struct port *port, int status, const
 /* Queues a command; what is staged goes down with port_flush. returns: its number. */
 uint64_t port_stage(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd);
 void port_flush(struct nkv_context *context, struct port *port);
+/* What a call that failed has to say; a message of before it (nkv_fail_count() then) is not its. */
+const char *port_message_since(uint64_t n_messages);
 /* Takes completions and hands them to their lanes; min_n 0: those that are there. */
 void port_reap(struct nkv_context *context, struct port *port, uint32_t min_n);
 /* Runs one command to its end, beside whatever else is in flight. returns: its result, with a message on failure. */
