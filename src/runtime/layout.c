@@ -33,9 +33,12 @@ static uint64_t rows_bytes(const struct nkv_kv_shape *shape, uint32_t n_tokens, 
     return 4u * (uint64_t)n_tokens * n_heads * shape->head_dim;
 }
 
-/* Most pages that one step recalls in each unit. */
+/* Most pages that one step reads in each unit. No more than the budget are recalled, but a READ that png sends with its
+ * SELECT takes the list as it lies there, and where the SELECT fails that is an older one. */
 static uint32_t recall_limit(const struct nkv_seq *seq)
 {
+    if (seq->options.mode == NKV_MODE_PNG)
+        return seq->n_slots;
     return seq->n_slots < seq->budget_pages ? seq->n_slots : seq->budget_pages;
 }
 
