@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "parallel.h"
 #include "progress.h"
 #include "text.h"
 
@@ -38,7 +39,7 @@ static const char usage[] =
     "  --step-tokens N         tokens of a step, prompts and decoding together (a chunk of 512 beside the batch)\n"
     "  --kv-parallel auto|dp|cp|tp  as in run (dp: who else is served never changes the rounding of a text)\n"
     "  --move-steps N          a sequence moves to another device when that pays within N steps; 0: never (256)\n"
-    "  --seed S                of lengths, arrivals and prompts (0)\n"
+    "  --seed S                of lengths, outputs, arrivals and prompts (0)\n"
     "  --shape NAME            random weights of a known shape instead of a model, as in bench decode\n"
     "  --weights TYPE          of these: f32, f16, bf16 or q8_0 (bf16)\n"
     "  --json                  one JSON object on stdout (schema nearkv.bench.serve/1)\n";
@@ -418,6 +419,7 @@ int bench_serve_main(int argc, char **argv)
 
     if (rc != CLI_OK)
         return rc < 0 ? CLI_OK : rc;
+    parallel_tell_binding(s.opt.session.n_threads);
     rc = serve_draw(&s);
     if (rc == CLI_OK)
         rc = s.opt.shape ? open_shape(&s) : open_model(&s);

@@ -64,11 +64,14 @@ int serve_read_outputs(const char *arg, struct serve_options *o)
     const char *dash = strchr(arg, '-');
     int rc;
 
-    snprintf(low, sizeof low, "%.*s", dash ? (int)(dash - arg) : (int)strlen(arg), arg);
-    rc = cli_u32("--outputs", low, 2, MAX_LENGTH, &o->min_outputs);
-    o->max_outputs = o->min_outputs;
-    return rc == CLI_OK && dash ? cli_u32("--outputs A-B: B", dash + 1, o->min_outputs, MAX_LENGTH, &o->max_outputs)
-                                : rc;
+    if (!dash || dash == arg || (size_t)(dash - arg) >= sizeof low) {
+        rc = cli_u32("--outputs", arg, 2, MAX_LENGTH, &o->min_outputs);
+        o->max_outputs = o->min_outputs;
+        return rc;
+    }
+    snprintf(low, sizeof low, "%.*s", (int)(dash - arg), arg);
+    rc = cli_u32("--outputs A-B: A", low, 2, MAX_LENGTH, &o->min_outputs);
+    return rc == CLI_OK ? cli_u32("--outputs A-B: B", dash + 1, o->min_outputs, MAX_LENGTH, &o->max_outputs) : rc;
 }
 
 /* From 0 to below 1. */

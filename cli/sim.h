@@ -25,7 +25,6 @@ struct sim_options {
     const char *machine, *model;    /* names or paths */
     const char *sets[SIM_MAX_SETS]; /* "key=value" */
     uint32_t n_sets;
-    bool has_mode;                                     /* given; else the mapping's */
     bool has_context, has_page, has_select, has_steps; /* given; else they follow a trace */
     struct nkv_sim_config config;
     struct nkv_sim_trace_info trace; /* of config.trace; read by sim_options_open */

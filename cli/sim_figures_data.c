@@ -261,6 +261,10 @@ static const struct column {
     FIELD(NUMBER, gpu_flops_per_token, 0),
     FIELD(NUMBER, kv_capacity_used, 0),
     FIELD(NUMBER, attended_bytes_per_token, 0),
+    FIELD(NUMBER, gpu_attended_bytes_per_token, 0),
+    FIELD(COUNT, mapping, 0), /* its number */
+    FIELD(COUNT, n_whole, 0),
+    FIELD(COUNT, n_spread, 0),
     FIELD(COUNT, mapping_group, 0),
     FIELD(NUMBER, layer_transfers, 0),
     FIELD(NUMBER, layer_sorts, 0),

@@ -55,7 +55,6 @@ static int read_context(struct sim_options *o, const char *flag, const char *arg
 static int read_mode(struct sim_options *o, const char *flag, const char *arg)
 {
     (void)flag;
-    o->has_mode = true;
     return nkv_mode_parse(arg, &o->config.mode) < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 
@@ -229,7 +228,8 @@ const struct sim_flag sim_flags[] = {
     {"mode", "recall, pnm, png or full (png)", read_mode},
     {"gpus", "GPUs (2)", read_gpus},
     {"pnm", "PNM devices; 0: pages in the GPUs' memory (8)", read_pnm},
-    {"kv-parallel", "dp, tp or cp: a request on one PNM device, its KV heads over several, or its pages (dp)",
+    {"kv-parallel",
+     "dp, tp, cp: a request on one PNM device, its KV heads over several, or its pages; auto: dp or cp (dp)",
      read_kv_parallel},
     {"kv-group", "tp, cp: PNM devices that share a request, or max; groups share the batch (max)", read_kv_group},
     {"tp", "GPUs of a tensor-parallel group; the groups are pipeline stages (a node's)", read_tp},
@@ -337,8 +337,6 @@ int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out
 
     if (follow_trace(o) != CLI_OK)
         return CLI_FAILED;
-    if (o->config.mapping != NKV_SIM_DP && !o->has_mode)
-        o->config.mode = NKV_MODE_PNM;
 
     if (ends_with(o->model, ".gguf")) {
         if (open_gguf(o->model, &o->config.model) != CLI_OK)

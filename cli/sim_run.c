@@ -77,9 +77,18 @@ static void print_energy(const struct nkv_sim_report *r)
 
 static void print_mapping(const struct nkv_sim_config *c, const struct nkv_sim_report *r)
 {
-    printf("mapping         %s over groups of %u; per token and layer %.4g transfers, %.4g sorts, %s attended\n",
-           nkv_sim_mapping_name(c->mapping), r->mapping_group, r->layer_transfers, r->layer_sorts,
+    printf("mapping         %s over groups of %u; per token and layer %.4g transfers, %.4g sorts, %s attended on "
+           "devices",
+           nkv_sim_mapping_name(r->mapping), r->mapping_group, r->layer_transfers, r->layer_sorts,
            cli_bytes((uint64_t)(r->attended_bytes_per_token / c->model.n_layers)));
+    if (r->gpu_attended_bytes_per_token > 0)
+        printf(", %s on GPUs", cli_bytes((uint64_t)(r->gpu_attended_bytes_per_token / c->model.n_layers)));
+    putchar('\n');
+    if (r->n_whole + r->n_spread > 0)
+        printf(
+            "auto            %s, which most get: the runtime would leave %u requests on one device each and spread %u "
+            "over all\n",
+            nkv_sim_mapping_name(r->mapping), r->n_whole, r->n_spread);
     if (r->layer_reduce_messages > 0)
         printf("selection       per token and layer %.4g messages with scores, %.4g with lists, %s between devices; "
                "rounds %.4f ms per layer, %.3f ms per step\n",
@@ -133,12 +142,14 @@ static json_t *accounts_json(const double joules[NKV_SIM_ACCOUNT_COUNT])
 
 static json_t *mapping_json(const struct nkv_sim_config *c, const struct nkv_sim_report *r)
 {
-    return json_pack(
-        "{s:s, s:I, s:f, s:{s:f, s:f, s:f, s:f, s:f}, s:f, s:f}", "kv_parallel", nkv_sim_mapping_name(c->mapping),
-        "group", (json_int_t)r->mapping_group, "attended_bytes_per_token", r->attended_bytes_per_token,
-        "per_token_and_layer", "transfers", r->layer_transfers, "sorts", r->layer_sorts, "reduce_messages",
-        r->layer_reduce_messages, "list_messages", r->layer_list_messages, "select_bytes", r->layer_select_bytes,
-        "select_ms_per_layer", r->layer_select_ms, "select_ms_per_step", r->layer_select_ms * c->model.n_layers);
+    return json_pack("{s:s, s:I, s:{s:I, s:I}, s:f, s:f, s:{s:f, s:f, s:f, s:f, s:f}, s:f, s:f}", "kv_parallel",
+                     nkv_sim_mapping_name(r->mapping), "group", (json_int_t)r->mapping_group, "auto", "whole",
+                     (json_int_t)r->n_whole, "spread", (json_int_t)r->n_spread, "attended_bytes_per_token",
+                     r->attended_bytes_per_token, "gpu_attended_bytes_per_token", r->gpu_attended_bytes_per_token,
+                     "per_token_and_layer", "transfers", r->layer_transfers, "sorts", r->layer_sorts, "reduce_messages",
+                     r->layer_reduce_messages, "list_messages", r->layer_list_messages, "select_bytes",
+                     r->layer_select_bytes, "select_ms_per_layer", r->layer_select_ms, "select_ms_per_step",
+                     r->layer_select_ms * c->model.n_layers);
 }
 
 static int print_json(const struct sim_options *o, const struct nkv_sim_machine *machine,

@@ -245,7 +245,8 @@ static void put_header(const struct sweep *s, FILE *file)
     for (enum nkv_sim_account a = 0; a < NKV_SIM_ACCOUNT_COUNT; a++)
         fprintf(file, ",%s_j_per_token", nkv_sim_account_name(a));
     fputs(",usd_per_hour,tokens_per_usd,full_tokens_per_usd,recalled_pages_per_layer_request,recalled_pages_error,"
-          "steady_hit_ratio,link_bytes_per_token,kv_group,attended_bytes_per_token,transfers_per_layer,sorts_per_layer,"
+          "steady_hit_ratio,link_bytes_per_token,kv_group,attended_bytes_per_token,gpu_attended_bytes_per_token,"
+          "transfers_per_layer,sorts_per_layer,"
           "reduce_messages_per_layer,list_messages_per_layer,select_bytes_per_layer,select_ms_per_layer\n",
           file);
 }
@@ -269,7 +270,7 @@ static void put_row(const struct sweep *s, uint32_t point, FILE *file)
     }
     text_put_csv(file, row->ok ? "ok" : row->error);
     if (!row->ok) {
-        for (uint32_t i = 0; i < 5u + NKV_SIM_PART_COUNT + 2u + NKV_SIM_ACCOUNT_COUNT + 15u; i++)
+        for (uint32_t i = 0; i < 5u + NKV_SIM_PART_COUNT + 2u + NKV_SIM_ACCOUNT_COUNT + 16u; i++)
             fputc(',', file);
         fputc('\n', file);
         return;
@@ -282,9 +283,9 @@ static void put_row(const struct sweep *s, uint32_t point, FILE *file)
         fprintf(file, ",%.6g", r->energy_j[a]);
     fprintf(file, ",%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g", r->usd_per_hour, r->tokens_per_usd, r->full_tokens_per_usd,
             r->recalled_pages, r->recalled_pages_error, r->steady_hit, r->link_bytes_per_token);
-    fprintf(file, ",%u,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g\n", r->mapping_group, r->attended_bytes_per_token,
-            r->layer_transfers, r->layer_sorts, r->layer_reduce_messages, r->layer_list_messages, r->layer_select_bytes,
-            r->layer_select_ms);
+    fprintf(file, ",%u,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g\n", r->mapping_group, r->attended_bytes_per_token,
+            r->gpu_attended_bytes_per_token, r->layer_transfers, r->layer_sorts, r->layer_reduce_messages,
+            r->layer_list_messages, r->layer_select_bytes, r->layer_select_ms);
 }
 
 static int print_rows(const struct sweep *s)

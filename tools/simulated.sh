@@ -15,19 +15,22 @@ run() {
     echo "\`\`\`"
 }
 
-# Points of several sweeps, one table: a row per model, context, batch and devices, a column per mapping.
+# Points of several sweeps, one table: a row per model, context, batch and devices (or mode), a column per mapping.
+# usage: pivot COLUMN TITLE MAPPINGS FILE...
 pivot() {
-    awk -F, '
+    awk -F, -v fourth="$1" -v title="$2" -v mappings="$3" '
+        BEGIN { width = fourth == "mode" ? 8 : 7 }
         FNR == 1 { delete at; for (i = 1; i <= NF; i++) at[$i] = i; next }
         {
-            row = sprintf("%-14s %7s %5s %7s", $at["model"], $at["context"], $at["batch"], $at["pnm"])
+            row = sprintf("%-14s %7s %5s %" width "s", $at["model"], $at["context"], $at["batch"],
+                $at[fourth] (fourth == "mode" && $at["mode"] == "png" && $at["recall"] == "same-step" ? "/same" : ""))
             name = $at["kv-parallel"] ($at["select"] == "kv-head" ? "/head" : "") ($at["kv-group"] != "max" ? "/" $at["kv-group"] : "")
             if (!(row in seen)) { seen[row] = 1; rows[++n] = row }
             if ($at["status"] == "ok") value[row, name] = $at["tokens_per_s"]
         }
         END {
-            m = split("dp tp cp cp/8 dp/head tp/head", names, " ")
-            printf "%-14s %7s %5s %7s", "model", "context", "batch", "devices"
+            m = split(mappings, names, " ")
+            printf "%-14s %7s %5s %" width "s", "model", "context", "batch", title
             for (j = 1; j <= m; j++) printf " %9s", names[j]
             print "   most (set per layer)"
             for (i = 1; i <= n; i++) {
@@ -36,11 +39,11 @@ pivot() {
                 for (j = 1; j <= m; j++) {
                     v = value[rows[i], names[j]]
                     printf " %9s", v == "" ? "-" : sprintf("%.1f", v)
-                    if (j <= 4 && v > 1.01 * most) { best = names[j]; most = v }
+                    if (names[j] !~ /head/ && v > 1.01 * most) { best = names[j]; most = v }
                 }
                 print "   " best
             }
-        }' "$@"
+        }' "${@:4}"
 }
 
 # Named columns of a sweep.
@@ -70,7 +73,7 @@ mappings() {
             build/release/nearkv sim sweep $common $shape $sweep >"$tmp/$n.csv"
         done
     done
-    pivot "$tmp"/*.csv
+    pivot pnm devices "dp tp cp cp/8 dp/head tp/head" "$tmp"/*.csv
     echo "\`\`\`"
     echo
     echo "What the selection takes, one request, per token and layer; select_ms is from the last device's scores, ranked, to the last list:"
@@ -95,6 +98,43 @@ mappings() {
         build/release/nearkv sim sweep "$@" | columns "model context kv-parallel admitted_batch tokens_per_s step_ms score_ms topk_ms \
             attend_pnm_ms append_ms link_ms"
     done
+    echo "\`\`\`"
+    echo
+    steady_pages
+    echo
+    chosen_mapping
+}
+
+steady_pages() {
+    local n=0 common="--machine paper-rack --layers 2 --steps 4 --gpus 8 --pnm 8 --model llama-3.1-8b,llama-3.1-70b --context 128K,1M \
+--batch 1,max --mode pnm,png --recall next-step,same-step --kv-group max"
+    echo "What steady pages change: tokens per second on 8 GPUs and 8 devices in \`pnm\` and in \`png\` (half the budget on the GPUs), with recall for"
+    echo "the next step and within the step (png/same); and where the steps' time goes with recall for the next step, selection per layer:"
+    echo
+    echo "\`\`\`"
+    for sweep in "--kv-parallel dp,tp,cp --select layer" "--kv-parallel dp,tp --select kv-head"; do
+        echo "\$ nearkv sim sweep $common $sweep"
+        n=$((n + 1))
+        # shellcheck disable=SC2086
+        build/release/nearkv sim sweep $common $sweep >"$tmp/steady-$n.csv"
+    done
+    pivot mode mode "dp tp cp dp/head tp/head" "$tmp"/steady-*.csv
+    echo
+    grep -v same-step "$tmp/steady-1.csv" | columns "model context batch mode kv-parallel admitted_batch step_ms score_ms topk_ms attend_pnm_ms \
+        attend_gpu_ms recall_ms link_ms gpu_utilisation recalled_pages_per_layer_request"
+    echo "\`\`\`"
+}
+
+chosen_mapping() {
+    local sweep="--machine paper-rack --layers 2 --steps 4 --gpus 8 --pnm 8 --model llama-3.1-8b,llama-3.1-70b --context 128K,1M \
+--batch 1,2,4,8,12,16,24,max --mode png --select layer --kv-group max --kv-parallel dp,cp,auto"
+    echo "What the runtime's placement (\`auto\`) gets, by the mapping that most requests of a batch get from it, tokens per second:"
+    echo
+    echo "\`\`\`"
+    echo "\$ nearkv sim sweep $sweep"
+    # shellcheck disable=SC2086
+    build/release/nearkv sim sweep $sweep >"$tmp/chosen.csv"
+    pivot pnm devices "dp cp auto" "$tmp/chosen.csv"
     echo "\`\`\`"
 }
 

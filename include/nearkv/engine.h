@@ -48,8 +48,9 @@ struct nkv_engine_options {
     void *event_arg;
     /*
      * In place of nkv_prefill: appends the keys and values of n tokens of a prompt, computed elsewhere, to every layer
-     * of a sequence (nkv_attend_begin without q, nkv_step_end). NULL: the decoder computes them. returns: 0 or what
-     * failed; the sequence then has what it had, or its status says that it failed.
+     * of a sequence (nkv_attend_begin without q, nkv_step_end), and calls nothing of the engine. NULL: the decoder
+     * computes them. returns: 0 or what failed; the engine then cuts off what is there of them, unless the sequence's
+     * status says that it failed. Other than n tokens more: the step fails with NKV_ESTATE.
      */
     int (*fill)(void *arg, struct nkv_seq *seq, const int32_t *tokens, uint32_t n);
     void *fill_arg;

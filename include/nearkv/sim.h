@@ -69,12 +69,13 @@ struct nkv_sim_locality {
 
 /* How attention is mapped to PNM devices; docs/simulator.md, "Mappings". */
 enum nkv_sim_mapping {
-    NKV_SIM_DP, /* a sequence on one device, as the runtime places it */
-    NKV_SIM_TP, /* its KV heads over the devices of a group */
-    NKV_SIM_CP, /* its pages over the devices of a group */
+    NKV_SIM_DP,   /* a sequence on one device, as the runtime places it */
+    NKV_SIM_TP,   /* its KV heads over the devices of a group */
+    NKV_SIM_CP,   /* its pages over the devices of a group */
+    NKV_SIM_AUTO, /* dp, or cp over all devices: what most requests of the batch get from the runtime's policy */
     NKV_SIM_MAPPING_COUNT
 };
-/* "dp", "tp", "cp". */
+/* "dp", "tp", "cp", "auto". */
 NKV_API const char *nkv_sim_mapping_name(enum nkv_sim_mapping mapping);
 /* returns: 0, or NKV_EINVAL with the names. */
 NKV_API int nkv_sim_mapping_parse(const char *name, enum nkv_sim_mapping *mapping_out);
@@ -88,8 +89,8 @@ struct nkv_sim_config {
     uint32_t output_tokens;  /* that it generates: memory is reserved for both, steps are those half way through */
     uint32_t n_gpus, n_pnm;  /* n_pnm 0: pages live in the GPUs' memory, modes full and pnm */
     uint32_t tp; /* GPUs of a tensor-parallel group; 0: all, at most a node's; the groups are pipeline stages */
-    /* tp and cp are modelled without the runtime: modes pnm and full, no trace, no second micro-batch or digest level,
-     * no prompts in flight, no plan log. */
+    /* tp and cp are modelled without the runtime: modes pnm, png and full, no trace, no second micro-batch or digest
+     * level, no prompts in flight, no plan log. */
     enum nkv_sim_mapping mapping;
     /* Devices that share a sequence; groups share the batch. 0: all, in tp at most one per KV head. Must divide n_pnm,
      * in tp the KV heads too. */
@@ -170,9 +171,12 @@ struct nkv_sim_report {
     double link_bytes_per_token; /* both directions, recall included */
     double recall_bytes_per_token;
     double pnm_bytes_per_token, pnm_flops_per_token, gpu_bytes_per_token, gpu_flops_per_token;
-    double kv_capacity_used;         /* share of the PNM devices' capacity */
-    double attended_bytes_per_token; /* K and V that PNM devices attend to, all layers */
-    uint32_t mapping_group;          /* devices that share a sequence */
+    double kv_capacity_used;             /* share of the PNM devices' capacity */
+    double attended_bytes_per_token;     /* K and V that PNM devices attend to, all layers */
+    double gpu_attended_bytes_per_token; /* K and V that GPUs attend to, all layers */
+    enum nkv_sim_mapping mapping;        /* that was simulated */
+    uint32_t n_whole, n_spread; /* mapping auto: requests that the policy would leave on one device, and spread */
+    uint32_t mapping_group;     /* devices that share a sequence */
     /* Per token and layer: transfers over links to and from devices, sorts on devices. A selection over several devices
      * besides: messages with scores or candidates, and with lists; their bytes from device to device. */
     double layer_transfers, layer_sorts, layer_reduce_messages, layer_list_messages, layer_select_bytes;

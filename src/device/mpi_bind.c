@@ -7,7 +7,8 @@
  * then has the CPUs of its parent, the launcher, so that what limits that one (taskset, a cgroup) still holds.
  *
  * Where any of it is different the binding stays: somebody chose it, or cannot be told from one who did (OpenMPI 5 and
- * other launchers do not say). Telling users to give --bind-to none was all that was done before.
+ * other launchers do not say). Leaving it to users to give --bind-to none was rejected: nothing but the time of a step
+ * tells those who do not know.
  */
 #define _GNU_SOURCE
 #include <hwloc.h>

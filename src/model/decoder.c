@@ -346,6 +346,9 @@ int nkv_decoder_follow(struct nkv_decoder *d)
         if (step.n_rows > rows_of(d) || step.first_row > rows_of(d) - step.n_rows)
             FAIL(NKV_EINVAL, "a step of %u rows, but this process' decoder is open for %u: give all the same options",
                  step.n_rows, rows_of(d));
+        if (step.kind == NKV_TP_LAYERS && (step.n_micro == 0 || step.n_micro > NKV_MAX_MICRO_BATCHES))
+            FAIL(NKV_EINVAL, "a step in %u micro-batches, of at most %u: run the same version everywhere", step.n_micro,
+                 NKV_MAX_MICRO_BATCHES);
         if (step.kind == NKV_TP_LAYERS)
             TRY(follow_layers(d, step.n_rows, step.n_micro));
         else

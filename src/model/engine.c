@@ -383,12 +383,32 @@ static int decode(struct nkv_engine *e)
     return (int)n;
 }
 
+/* What a chunk that was not put there, or not all of it, left behind is cut off: it is asked for again. A sequence that
+ * was cut further than that stays as it is, and every step fails. */
+static int fill_chunk(struct nkv_engine *e, struct request *r, uint32_t n)
+{
+    int status = e->options.fill(e->options.fill_arg, r->seq, r->prompt + r->n_fed, n);
+    uint32_t length = nkv_seq_length(r->seq);
+    char message[512];
+
+    if (nkv_seq_status(r->seq) < 0)
+        return nkv_seq_status(r->seq);
+    if (status >= 0 && length == r->n_fed + n)
+        return 0;
+    if (status >= 0)
+        status = nkv_fail(NKV_ESTATE,
+                          "engine: fill was to append %u tokens to the %u of a sequence, which has %u now: append as "
+                          "many, and end the step",
+                          n, r->n_fed, length);
+    snprintf(message, sizeof message, "%s", nkv_last_error());
+    (void)nkv_seq_truncate(r->seq, r->n_fed);
+    return nkv_fail(status, "%s", message);
+}
+
 static int feed(struct nkv_engine *e, struct request *r, uint32_t n)
 {
-    const int32_t *tokens = r->prompt + r->n_fed;
-
-    return e->options.fill ? e->options.fill(e->options.fill_arg, r->seq, tokens, n)
-                           : nkv_prefill(e->decoder, r->seq, tokens, n, NULL, NULL, NULL);
+    return e->options.fill ? fill_chunk(e, r, n)
+                           : nkv_prefill(e->decoder, r->seq, r->prompt + r->n_fed, n, NULL, NULL, NULL);
 }
 
 static int prefill_chunk(struct nkv_engine *e, struct request *r, uint32_t n)

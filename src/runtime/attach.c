@@ -74,6 +74,8 @@ int mirror_attach(struct nkv_context *context, struct nkv_ticket *lane, struct n
 
     m.from = seq->home->window + m.home_base;
     seq->mirror_stale = true;
+    if (seq->home->status < 0) /* before the host writes operands there: what it was given may still run */
+        FAIL(seq->home->status, "%s", seq->home->error);
     TRY(port_control(context, context->compute, &cut));
     for (uint32_t layer = 0; layer < context->shape.n_layers; layer++) {
         TRY(move_digests(&m, layer, begin, end));

@@ -127,14 +127,20 @@ static void complete(struct group *group, struct group_sub *sub, const struct nk
 static int reap_member(struct group *group, uint32_t m, uint32_t min_n)
 {
     struct port *member = &group->members[m];
+    uint64_t n_messages = nkv_fail_count();
     struct nkv_cqe cqe;
+    char reason[96];
     int n;
 
     if (member->n_in_flight == 0)
         return 0;
     n = member->device->ops->reap(member->device, &cqe, 1, min_n);
     if (n < 0)
-        return lose(group, member, n, nkv_last_error());
+        return lose(group, member, n, port_message_since(n_messages));
+    if (n > 1 || (uint32_t)n < min_n) {
+        snprintf(reason, sizeof reason, "it gave %d completions where %u to 1 were asked for", n, min_n);
+        return lose(group, member, NKV_EDEVICE, reason);
+    }
     if (n == 0)
         return 0;
     if (cqe.user_data >= group->n_subs || group->subs[cqe.user_data].member != m || group->subs[cqe.user_data].done)
@@ -147,13 +153,15 @@ static int reap_member(struct group *group, uint32_t m, uint32_t min_n)
 static int submit_batch(struct group *group, uint32_t m, const struct nkv_cmd *cmds, uint32_t n)
 {
     struct port *member = &group->members[m];
+    uint64_t n_messages;
     int status;
 
     while (member->n_in_flight + n > QUEUE_COMMANDS)
         TRY(reap_member(group, m, 1));
+    n_messages = nkv_fail_count();
     status = member->device->ops->submit(member->device, cmds, n);
     if (status < 0)
-        return lose(group, member, status, nkv_last_error());
+        return lose(group, member, status, port_message_since(n_messages));
     member->n_in_flight += n;
     group->counts.n_messages += n;
     return 0;
@@ -201,28 +209,15 @@ int group_run(struct group *group, struct group_entry *entry, uint32_t m, struct
 
 /* ---- Windows ---- */
 
-static int map_member(struct port *member, uint64_t bytes)
-{
-    struct nkv_device_caps caps = {.size = sizeof caps};
-    void *window;
-
-    TRY(member->device->ops->map(member->device, bytes, &window));
-    member->window = window;
-    member->window_bytes = bytes;
-    TRY(member->device->ops->caps(member->device, &caps)); /* one that came back may have other memory */
-    caps.name[sizeof caps.name - 1] = '\0';
-    member->caps = caps;
-    return 0;
-}
-
 /* Nothing is in flight. */
 static int map_members(struct group *group, uint64_t bytes)
 {
     for (uint32_t m = 0; m < group->n; m++) {
-        int status = map_member(&group->members[m], bytes);
+        uint64_t n_messages = nkv_fail_count();
+        int status = port_remap(&group->members[m], bytes);
 
         if (status < 0)
-            return lose(group, &group->members[m], status, nkv_last_error());
+            return lose(group, &group->members[m], status, port_message_since(n_messages));
     }
     group->member_bytes = bytes;
     return 0;

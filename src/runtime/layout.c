@@ -33,9 +33,12 @@ static uint64_t rows_bytes(const struct nkv_kv_shape *shape, uint32_t n_tokens, 
     return 4u * (uint64_t)n_tokens * n_heads * shape->head_dim;
 }
 
-/* Most pages that one step recalls in each unit. */
+/* Most pages that one step reads in each unit. No more than the budget are recalled, but a READ that png sends with its
+ * SELECT takes the list as it lies there, and where the SELECT fails that is an older one. */
 static uint32_t recall_limit(const struct nkv_seq *seq)
 {
+    if (seq->options.mode == NKV_MODE_PNG)
+        return seq->n_slots;
     return seq->n_slots < seq->budget_pages ? seq->n_slots : seq->budget_pages;
 }
 
@@ -200,6 +203,7 @@ uint64_t context_lane_bytes(const struct nkv_context *context, const struct port
  * bring it back without a word, and what it forgot would be missed later. */
 static int remap(struct nkv_context *context, struct port *port, uint64_t bytes, uint64_t control_bytes)
 {
+    uint64_t n_messages;
     int status;
 
     if (context_open_tickets(context))
@@ -207,9 +211,10 @@ static int remap(struct nkv_context *context, struct port *port, uint64_t bytes,
     context_drain(context, NULL, ANY_LAYER);
     if (context->shares && context->group_port->status < 0)
         group_drain(context->group); /* it failed with one member: the others may not have done yet */
+    n_messages = nkv_fail_count();
     status = port_map(port, bytes, control_bytes);
     if (status == NKV_EDEVICE)
-        port_fail(context, port, status, nkv_last_error());
+        port_fail(context, port, status, port_message_since(n_messages));
     return status;
 }
 

@@ -147,18 +147,24 @@ void port_fail(struct nkv_context *context, struct port *port, int status, const
     ports_check_shares(context);
 }
 
-int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape)
+int port_remap(struct port *port, uint64_t bytes)
 {
     struct nkv_device_caps caps = {.size = sizeof caps};
     void *window;
 
-    TRY(port->device->ops->map(port->device, N_LANES * lane_bytes + port->control_bytes, &window));
+    TRY(port->device->ops->map(port->device, bytes, &window));
     port->window = window;
-    port->window_bytes = N_LANES * lane_bytes + port->control_bytes;
-    port->lane_bytes = lane_bytes;
+    port->window_bytes = bytes;
     TRY(port->device->ops->caps(port->device, &caps));
     caps.name[sizeof caps.name - 1] = '\0';
     port->caps = caps;
+    return 0;
+}
+
+int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape)
+{
+    TRY(port_remap(port, N_LANES * lane_bytes + port->control_bytes));
+    port->lane_bytes = lane_bytes;
     TRY(check_shape(port, shape));
     port->status = 0;
     port->error[0] = '\0';
@@ -166,8 +172,7 @@ int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shap
     return 0;
 }
 
-/* What a call that failed has to say; a message of before is not its. */
-static const char *message_since(uint64_t n_messages)
+const char *port_message_since(uint64_t n_messages)
 {
     return nkv_fail_count() != n_messages ? nkv_last_error() : "";
 }
@@ -186,7 +191,7 @@ void port_flush(struct nkv_context *context, struct port *port)
     n_messages = nkv_fail_count();
     status = port->device->ops->submit(port->device, port->staged, port->n_staged);
     if (status < 0) {
-        port_fail(context, port, status, message_since(n_messages));
+        port_fail(context, port, status, port_message_since(n_messages));
         return;
     }
     port->n_in_flight += port->n_staged;
@@ -228,7 +233,7 @@ static bool check_reaped(struct nkv_context *context, struct port *port, int n, 
     if (n == 1 || (n == 0 && min_n == 0))
         return true;
     if (n < 0) {
-        port_fail(context, port, n, message_since(n_messages));
+        port_fail(context, port, n, port_message_since(n_messages));
         return false;
     }
     snprintf(reason, sizeof reason, "it gave %d completions where %u to 1 were asked for", n, min_n);

@@ -243,6 +243,8 @@ static inline uint64_t port_control_at(const struct port *port)
 {
     return N_LANES * port->lane_bytes;
 }
+/* Maps a window of so many bytes, and asks again what the device is: one that came back may have other memory. */
+int port_remap(struct port *port, uint64_t bytes);
 /* After the device was lost: maps such a window again and puts the port in order. State after a failure: out of order.
  * pre: no lane has anything in it. */
 int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape);
@@ -253,6 +255,8 @@ void ports_check_shares(struct nkv_context *context);
 /* Queues a command; what is staged goes down with port_flush. returns: its number. */
 uint64_t port_stage(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd);
 void port_flush(struct nkv_context *context, struct port *port);
+/* What a call that failed has to say; a message of before it (nkv_fail_count() then) is not its. */
+const char *port_message_since(uint64_t n_messages);
 /* Takes completions and hands them to their lanes; min_n 0: those that are there. */
 void port_reap(struct nkv_context *context, struct port *port, uint32_t min_n);
 /* Runs one command to its end, beside whatever else is in flight. returns: its result, with a message on failure. */

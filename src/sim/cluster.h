@@ -25,11 +25,13 @@ struct sim_charge {
     double pnm_bytes, pnm_flops, gpu_bytes, gpu_flops;
     double link_bytes, recall_bytes; /* link_bytes: both directions, recalled pages included */
     double gpu_attend_bytes, gpu_attend_flops;
+    double gpu_kv_bytes;         /* of gpu_attend_bytes: K and V */
     double pnm_attend_bytes;     /* of pnm_bytes */
     double n_transfers, n_sorts; /* over links; by the devices' sorters */
     /* Selection over several devices: messages with scores or candidates, and with lists; their bytes, counted once on
      * the way from device to device; time that the rounds add to layers. */
     double n_reduce_messages, n_list_messages, select_bytes, select_seconds;
+    double n_chosen, n_steady; /* pages of the sets of mapped sequences, and those that the GPUs had; of all units */
 };
 
 /*
@@ -124,6 +126,9 @@ struct sim_moment sim_pnm_down(struct sim_cluster *cluster, const struct sim_pnm
 /* To the host, served at once. returns: its arrival. */
 struct sim_moment sim_pnm_send(struct sim_cluster *cluster, const struct sim_pnm *pnm, struct sim_moment ready,
                                double bytes);
+/* Pages to the GPUs, served at once. returns: their arrival. */
+struct sim_moment sim_pnm_recall(struct sim_cluster *cluster, const struct sim_pnm *pnm, struct sim_moment ready,
+                                 double bytes);
 /* Queues a transfer to the host. returns: 0 or NKV_ENOMEM. */
 int sim_pnm_up(struct sim_cluster *cluster, const struct sim_transfer *transfer);
 /* Serves the transfers that are queued. */

@@ -36,7 +36,7 @@ const char *nkv_sim_part_name(enum nkv_sim_part part)
     return (unsigned)part < NKV_SIM_PART_COUNT ? names[part] : "?";
 }
 
-static const char *const mappings[NKV_SIM_MAPPING_COUNT] = {"dp", "tp", "cp"};
+static const char *const mappings[NKV_SIM_MAPPING_COUNT] = {"dp", "tp", "cp", "auto"};
 
 const char *nkv_sim_mapping_name(enum nkv_sim_mapping mapping)
 {
@@ -50,7 +50,7 @@ int nkv_sim_mapping_parse(const char *name, enum nkv_sim_mapping *mapping_out)
             *mapping_out = (enum nkv_sim_mapping)i;
             return 0;
         }
-    FAIL(NKV_EINVAL, "no mapping '%.40s': write dp, tp or cp", name);
+    FAIL(NKV_EINVAL, "no mapping '%.40s': write dp, tp, cp or auto", name);
 }
 
 const char *nkv_sim_account_name(enum nkv_sim_account account)

@@ -230,6 +230,7 @@ static int run_attend(struct run *run)
     if (!on_pnm(run)) {
         c->charge.gpu_attend_bytes += cost.bytes;
         c->charge.gpu_attend_flops += cost.flops;
+        c->charge.gpu_kv_bytes += cost.bytes;
         run->done = run->known = sim_gpu_attend(c, run->ready, run->cmd, &cost);
         return (int)tokens;
     }

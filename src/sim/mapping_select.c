@@ -9,6 +9,10 @@
  * device sends its best candidates; the GPUs find the threshold. A device whose last candidate is above it is asked for
  * the rest, which makes the set exact. Round 2, every device gets its list.
  *
+ * png: Steady-Select runs where the set is, in tp on the home or on each device, as on dp's, in cp on the host, which
+ * has the resident table anyway. (The runtime's groups run it on the host always: one more list up and down.) The lists
+ * tell devices what to attend to and what to read.
+ *
  * Homes rotate over the group. Time of the rounds: from the last score to the last list of a group.
  *
  * Rejected for tp: candidates only. The best pages by a sum need not be among any device's best.
@@ -42,7 +46,6 @@ static void gather_scores(struct sim_mapping *m, uint32_t seq)
     uint32_t home = seq % m->group;
     double bytes = SCORE_BYTES * sim_mapping_part(m, seq, home)->n_scored;
 
-    m->at[seq] = sim_mapping_part(m, seq, home)->scored;
     for (uint32_t i = 0; i < m->group; i++) {
         struct sim_part *part = sim_mapping_part(m, seq, i);
 
@@ -78,11 +81,13 @@ static void fetch_list(struct sim_mapping *m, uint32_t seq)
 {
     uint32_t home = seq % m->group;
     struct sim_part *part = sim_mapping_part(m, seq, home);
+    double bytes = PAGE_BYTES * (part->n_chosen + 1) + (m->n_slots ? sim_steady_up_bytes(m, part) : 0);
 
     part->listed = m->at[seq];
-    m->at[seq] = sim_pnm_send(m->cluster, sim_mapping_pnm(m, seq, home), m->at[seq], PAGE_BYTES * (part->n_chosen + 1));
+    m->at[seq] = sim_pnm_send(m->cluster, sim_mapping_pnm(m, seq, home), m->at[seq], bytes);
 }
 
+/* What to attend to and, in png, what to read. */
 static void spread_list(struct sim_mapping *m, uint32_t seq)
 {
     struct sim_cluster *c = m->cluster;
@@ -91,18 +96,39 @@ static void spread_list(struct sim_mapping *m, uint32_t seq)
         struct sim_part *part = sim_mapping_part(m, seq, i);
         double bytes = PAGE_BYTES * (part->n_chosen + m->n_units);
 
-        if (m->work->config->mapping == NKV_SIM_TP && i == seq % m->group)
+        if (!sim_mapping_by_pages(m) && i == seq % m->group)
             continue;
-        part->listed = sim_pnm_down(c, sim_mapping_pnm(m, seq, i), m->at[seq], bytes);
+        if (m->n_slots)
+            bytes += PAGE_BYTES * (part->n_recalled + m->n_units);
+        part->listed = sim_later(part->scored, sim_pnm_down(c, sim_mapping_pnm(m, seq, i), m->at[seq], bytes));
         count(m, &c->charge.n_list_messages, bytes);
     }
+}
+
+/* Every device has run Steady-Select for its own sets. */
+static void send_lists(struct sim_mapping *m, uint32_t seq)
+{
+    m->at[seq] = m->cluster->world.now;
+    for (uint32_t i = 0; i < m->group; i++) {
+        const struct sim_part *part = sim_mapping_part(m, seq, i);
+
+        m->at[seq] = sim_later(m->at[seq], sim_pnm_send(m->cluster, sim_mapping_pnm(m, seq, i), part->scored,
+                                                        sim_steady_up_bytes(m, part)));
+    }
+}
+
+/* Recall in the same step: what a device attends to is without the pages that the host has decided to fetch. */
+static void wait_for_host(struct sim_mapping *m, uint32_t seq)
+{
+    for (uint32_t i = 0; i < m->group; i++)
+        if (sim_steady_runs(m, seq, i))
+            sim_mapping_part(m, seq, i)->listed = sim_pnm_down(m->cluster, sim_mapping_pnm(m, seq, i), m->at[seq], 0);
 }
 
 static void gather_candidates(struct sim_mapping *m, uint32_t seq)
 {
     struct sim_cluster *c = m->cluster;
 
-    m->at[seq] = c->world.now;
     for (uint32_t i = 0; i < m->group; i++) {
         const struct sim_part *part = sim_mapping_part(m, seq, i);
         double bytes = CANDIDATE_BYTES * m->n_units * fmin(sim_mapping_candidates(m), part->n_scored);
@@ -170,11 +196,19 @@ static void each_seq(struct sim_mapping *m, void (*phase)(struct sim_mapping *m,
         phase(m, seq);
 }
 
+/* Where a selection begins: at the home device, or at the host. */
+static void begin_round(struct sim_mapping *m, uint32_t seq)
+{
+    m->at[seq] = sim_mapping_by_pages(m) ? m->cluster->world.now : sim_mapping_part(m, seq, seq % m->group)->scored;
+}
+
 static void select_by_heads(struct sim_mapping *m)
 {
-    each_seq(m, gather_scores);
-    each_seq(m, pass_scores);
-    each_seq(m, add_scores);
+    if (m->n_scored > 0) {
+        each_seq(m, gather_scores);
+        each_seq(m, pass_scores);
+        each_seq(m, add_scores);
+    }
     each_seq(m, fetch_list);
     each_seq(m, spread_list);
 }
@@ -183,24 +217,36 @@ static void select_by_pages(struct sim_mapping *m)
 {
     double n_messages;
 
-    each_seq(m, gather_candidates);
-    find_thresholds(m);
-    n_messages = m->cluster->charge.n_reduce_messages;
-    each_seq(m, ask_missing);
-    if (m->cluster->charge.n_reduce_messages > n_messages)
+    if (m->n_scored > 0) {
+        each_seq(m, gather_candidates);
         find_thresholds(m);
+        n_messages = m->cluster->charge.n_reduce_messages;
+        each_seq(m, ask_missing);
+        if (m->cluster->charge.n_reduce_messages > n_messages)
+            find_thresholds(m);
+    }
     each_seq(m, spread_list);
+}
+
+/* A budget that holds all pages leaves nothing to choose; Steady-Select still says who attends to them. */
+static void agree(struct sim_mapping *m)
+{
+    each_seq(m, begin_round);
+    if (sim_mapping_by_pages(m))
+        select_by_pages(m);
+    else
+        select_by_heads(m);
+    m->cluster->charge.select_seconds += round_seconds(m);
 }
 
 void sim_mapping_select(struct sim_mapping *m)
 {
-    bool by_heads = m->work->config->mapping == NKV_SIM_TP;
+    bool alone = m->group == 1 || (!sim_mapping_by_pages(m) && m->n_units > 1);
 
-    if (m->group == 1 || m->n_scored == 0 || (by_heads && m->n_units > 1))
-        return;
-    if (by_heads)
-        select_by_heads(m);
-    else
-        select_by_pages(m);
-    m->cluster->charge.select_seconds += round_seconds(m);
+    if (!alone && (m->n_scored > 0 || m->n_slots))
+        agree(m);
+    else if (m->n_slots)
+        each_seq(m, send_lists);
+    if (m->n_slots && m->same_step)
+        each_seq(m, wait_for_host);
 }

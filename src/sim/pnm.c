@@ -80,16 +80,17 @@ int sim_pnm_up(struct sim_cluster *cluster, const struct sim_transfer *up)
 }
 
 /* Pages flow on to the GPUs as they come: the way there is charged here, and not again in WRITE. */
-static struct sim_moment recall(struct sim_cluster *cluster, const struct sim_transfer *up)
+struct sim_moment sim_pnm_recall(struct sim_cluster *cluster, const struct sim_pnm *pnm, struct sim_moment ready,
+                                 double bytes)
 {
     const struct sim_values *v = cluster->values;
-    uint16_t resources[2] = {up->pnm->recall_out, up->pnm->host_recall};
+    uint16_t resources[2] = {pnm->recall_out, pnm->host_recall};
     double gpus = v->link.recall_bandwidth * cluster->n_gpus / cluster->n_nodes;
     double bandwidth = v->link.shared_recall > 0 ? fmin(gpus, v->link.host_bandwidth) : gpus;
 
-    cluster->charge.recall_bytes += up->bytes;
-    cluster->charge.pnm_bytes += up->bytes;
-    return transfer(cluster, NKV_SIM_RECALL, resources, up->ready, up->bytes, bandwidth);
+    cluster->charge.recall_bytes += bytes;
+    cluster->charge.pnm_bytes += bytes;
+    return transfer(cluster, NKV_SIM_RECALL, resources, ready, bytes, bandwidth);
 }
 
 static int in_plan_order(const void *a, const void *b)
@@ -129,7 +130,8 @@ void sim_pnm_serve_up(struct sim_cluster *cluster)
     for (uint32_t i = 0; i < cluster->n_transfers; i++) {
         const struct sim_transfer *up = &cluster->transfers[i];
 
-        *up->end = up->recall ? recall(cluster, up) : sim_pnm_send(cluster, up->pnm, up->ready, up->bytes);
+        *up->end = up->recall ? sim_pnm_recall(cluster, up->pnm, up->ready, up->bytes)
+                              : sim_pnm_send(cluster, up->pnm, up->ready, up->bytes);
     }
     arrive_together(cluster);
     cluster->n_transfers = 0;

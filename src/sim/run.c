@@ -286,7 +286,9 @@ static int run_steps(struct sim_run *r)
     for (uint32_t i = 0; i < SIM_WARM_STEPS; i++)
         TRY(run_step(r, i));
     for (uint32_t i = 0; r->seqs && i < r->work.batch; i++)
-        nkv_seq_stats_reset(r->seqs[i]);
+        nkv_seq_stats_reset(r->seqs[i]); /* waits for pages on their way, so that both begin with none */
+    if (r->mapping)
+        sim_mapping_drain(r->mapping);
     sim_world_mark(&r->cluster.world);
     r->cluster.charge = r->head = (struct sim_charge){0};
     r->cluster.sample_sum = r->cluster.sample_squares = 0;
@@ -441,6 +443,7 @@ static void report_mapping(const struct sim_run *r, struct nkv_sim_report *repor
     double n_layers = (double)r->work.shape.n_layers * r->work.config->n_steps, n = n_layers * r->work.batch;
 
     report->attended_bytes_per_token = scaled(r, charge->pnm_attend_bytes, 0) / r->work.batch;
+    report->gpu_attended_bytes_per_token = scaled(r, charge->gpu_kv_bytes, 0) / r->work.batch;
     report->mapping_group = r->work.group;
     report->layer_transfers = charge->n_transfers / n;
     report->layer_sorts = charge->n_sorts / n;
@@ -457,19 +460,19 @@ static void report_recall(const struct sim_run *r, struct nkv_sim_report *report
     uint32_t n_streams = w->n_streams < w->batch ? w->n_streams : w->batch;
     double n = (double)n_streams * w->shape.n_layers * w->config->n_steps;
     double mean = r->cluster.sample_sum / n, variance = r->cluster.sample_squares / n - mean * mean;
-    uint64_t chosen = 0, steady = 0;
+    double chosen = r->cluster.charge.n_chosen, steady = r->cluster.charge.n_steady;
 
     for (uint32_t i = 0; r->seqs && i < w->batch; i++) {
         struct nkv_seq_stats stats;
 
         nkv_seq_stats(r->seqs[i], &stats);
-        chosen += stats.chosen_pages;
-        steady += stats.steady_pages;
+        chosen += (double)stats.chosen_pages;
+        steady += (double)stats.steady_pages;
     }
     report->recalled_pages = mean;
     report->recalled_pages_error = n > 1 ? sqrt(fmax(variance, 0) / (n - 1)) : 0;
     report->n_samples = (uint32_t)n;
-    report->steady_hit = chosen ? (double)steady / (double)chosen : 0;
+    report->steady_hit = chosen > 0 ? steady / chosen : 0;
 }
 
 static int run_report(struct sim_run *r, struct nkv_sim_report *report_out)
@@ -548,7 +551,7 @@ static int run_adaptive(const struct nkv_sim_config *config, struct sim_trace *t
     return run_once(&c, trace, report_out);
 }
 
-int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
+static int run_mapping(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
 {
     struct sim_trace *trace = NULL;
     int status;
@@ -560,5 +563,23 @@ int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *repo
     else
         status = run_once(config, trace, report_out);
     sim_trace_close(trace);
+    if (status == 0)
+        report_out->mapping = config->mapping;
     return status;
+}
+
+int nkv_sim_run(const struct nkv_sim_config *config, struct nkv_sim_report *report_out)
+{
+    struct sim_mapping_choice choice;
+    struct nkv_sim_config chosen;
+
+    if (config->size != sizeof *config || config->mapping != NKV_SIM_AUTO)
+        return run_mapping(config, report_out);
+    TRY(sim_mapping_choose(config, &choice));
+    chosen = *config;
+    chosen.mapping = choice.mapping;
+    TRY(run_mapping(&chosen, report_out));
+    report_out->n_whole = choice.n_whole;
+    report_out->n_spread = choice.n_spread;
+    return 0;
 }

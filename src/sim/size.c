@@ -19,8 +19,7 @@
 
 #include "sim/model.h"
 
-#define STREAM_PAGES  16384u
-#define SIM_BATCH_MAX 4096u /* of a context */
+#define STREAM_PAGES 16384u
 
 double sim_layer_parameters(const struct nkv_sim_model *m)
 {
@@ -54,8 +53,11 @@ static int check_mapping(const struct nkv_sim_config *c)
         return 0;
     if (c->n_pnm == 0)
         FAIL(NKV_EINVAL, "mapping %s spreads sequences over PNM devices: give at least one", name);
-    if (c->mode != NKV_MODE_PNM && c->mode != NKV_MODE_FULL)
-        FAIL(NKV_EINVAL, "mapping %s in mode %s: it is modelled in modes pnm and full", name, nkv_mode_name(c->mode));
+    if (c->mode == NKV_MODE_RECALL)
+        FAIL(NKV_EINVAL,
+             "mapping %s in mode recall, whose plain memory is interleaved: it is modelled in modes pnm, "
+             "png and full",
+             name);
     if (c->trace || c->micro_batches != 1 || c->digest_levels != 1 || c->in_flight_prefill)
         FAIL(NKV_EINVAL,
              "mapping %s with a trace, two micro-batches, two digest levels or prompts in flight: these "

@@ -13,6 +13,7 @@
 #include "sim/trace.h"
 
 #define SIM_WARM_STEPS 2u
+#define SIM_BATCH_MAX  4096u /* of a context */
 
 struct sim_work {
     const struct nkv_sim_config *config;

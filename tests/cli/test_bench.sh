@@ -86,6 +86,7 @@ assert 40 * 3 < out['devices'][0]['output_tokens'] < 40 * 5 and out['load']['out
 for flags, message in ((('--arrivals', 'often'), 'poisson:R'), (('--arrivals', 'poisson:0'), 'poisson:'),
                        (('--lengths', 'fixed:0'), 'fixed:'), (('--lengths', 'uniform:9-3'), 'A-B'),
                        (('--lengths', 'normal:3'), 'loguniform:A-B'), (('--outputs', 1), '--outputs'), (('--outputs', '9-3'), '--outputs A-B'),
+                       (('--outputs', '-5'), '--outputs -5'), (('--outputs', '2' * 40 + '-9'), '2-9'),
                        (('--step-tokens', 100), 'need at least 520'), (('--shape', 'gpt-9'), '--shape')):
     assert message in run('bench', 'serve', *flags, status=2)[1], flags
 PY

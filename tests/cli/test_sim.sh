@@ -17,8 +17,8 @@ report, _ = run('sim', 'run', '--machine', f'{SOURCE}/machines/paper-server.yaml
                 '--mode', 'png', '--gpus', 2, '--pnm', 8, '--json')
 parts = {name: float for name in ['fc', 'allreduce', 'score', 'topk', 'attend_pnm', 'attend_gpu', 'recall', 'link', 'append', 'other']}
 accounts = {name: float for name in ['activity', 'power_time', 'paper', 'power_busy']}
-mapping = {'kv_parallel': str, 'group': int, 'attended_bytes_per_token': float, 'select_ms_per_layer': float, 'select_ms_per_step': float,
-           'per_token_and_layer': {name: float for name in ['transfers', 'sorts', 'reduce_messages', 'list_messages', 'select_bytes']}}
+mapping = {'kv_parallel': str, 'group': int, 'auto': {'whole': int, 'spread': int}, 'attended_bytes_per_token': float, 'gpu_attended_bytes_per_token': float,
+           'select_ms_per_layer': float, 'select_ms_per_step': float, 'per_token_and_layer': {name: float for name in ['transfers', 'sorts', 'reduce_messages', 'list_messages', 'select_bytes']}}
 assumptions = report.pop('assumptions')
 fields(report, {'schema': str, 'kind': str, 'tokens_per_s': float, 'step_ms': float, 'batch': int, 'budget_tokens': int,
                 'steady_tokens': int, 'breakdown_ms': parts, 'busy_ms': parts, 'utilisation': {'gpu': float, 'pnm': float},
@@ -48,12 +48,26 @@ for event in events:
 assert any(event['ph'] == 'X' and event['name'] == 'attend_pnm' for event in events)
 
 # a request over 8 devices: N sorts and N-1 messages, or two rounds, or neither
-spread = {name: run('sim', 'run', '--kv-parallel', name, '--batch', 8, '--json', *quick)[0]['mapping'] for name in ['tp', 'cp']}
+spread = {name: run('sim', 'run', '--kv-parallel', name, '--batch', 8, '--json', *quick)[0] for name in ['dp', 'tp', 'cp']}
+assert all(r['assumptions']['mode'] == 'png' and r['steady_hit_ratio'] > 0 for r in spread.values())
+spread = {name: r['mapping'] for name, r in spread.items()}
+for name in ['tp', 'cp']:  # steady pages of a request are steady wherever the others are
+    for key in ['attended_bytes_per_token', 'gpu_attended_bytes_per_token']:
+        assert abs(spread[name][key] / spread['dp'][key] - 1) < 1e-9
 counts = spread['tp']['per_token_and_layer']
 assert spread['tp']['group'] == 8 and counts['sorts'] == 8 and counts['reduce_messages'] == counts['list_messages'] == 7
 assert spread['cp']['per_token_and_layer']['list_messages'] == 8 and spread['cp']['select_ms_per_step'] > 0
 heads, _ = run('sim', 'run', '--kv-parallel', 'tp', '--select', 'kv-head', '--batch', 8, '--json', *quick)
-assert heads['mapping']['per_token_and_layer']['reduce_messages'] == 0 and heads['assumptions']['mode'] == 'pnm'
+assert heads['mapping']['per_token_and_layer']['reduce_messages'] == 0 and heads['mapping']['gpu_attended_bytes_per_token'] > 0
+
+# most of a full batch stay whole, one request is spread; both are simulated as if they had been asked for
+for batch, name in [('max', 'dp'), (1, 'cp')]:
+    auto, _ = run('sim', 'run', '--model', 'llama-3.1-8b', '--kv-parallel', 'auto', '--batch', batch, '--json', *quick)
+    same, _ = run('sim', 'run', '--model', 'llama-3.1-8b', '--kv-parallel', name, '--batch', batch, '--json', *quick)
+    placed = auto['mapping'].pop('auto')
+    assert auto['assumptions'].pop('kv_parallel') == 'auto' and placed['whole' if name == 'dp' else 'spread'] > auto['batch'] / 2
+    assert same['mapping'].pop('auto') == {'whole': 0, 'spread': 0} and same['assumptions'].pop('kv_parallel') == name
+    assert auto == same
 
 # a GGUF header and a YAML shape
 model, _ = run('sim', 'run', '--model', f'{SOURCE}/tests/fixtures/model/llama.gguf', '--context', 1024, '--gpus', 1, '--pnm', 1,
@@ -103,7 +117,8 @@ expect 2 '--budget x' run --budget x
 expect 2 'gpu.no_such_key' run --set gpu.no_such_key=1
 expect 2 "no mapping 'xp'" run --kv-parallel xp
 expect 1 'a group can be 1, 2' run --kv-parallel tp --pnm 6
-expect 1 'modes pnm and full' run --kv-parallel cp --mode png
+expect 1 'modes pnm, png and full' run --kv-parallel cp --mode recall
+expect 1 'all or none' run --kv-parallel auto --kv-group 2
 expect 2 '--weights int3' run --weights int3
 expect 1 'llama-3.1-8b' run --model nothing
 expect 1 'paper-server' run --machine nothing

@@ -17,11 +17,15 @@
 #define N_NEW    6u
 #define CHUNK    16u
 
+/* How a call fails: before it does anything, between two layers, or without saying so. */
+enum how { AT_ONCE, HALF_WAY, SHORT, SILENT };
+
 struct heard {
     struct rig rig;
     int32_t prompt[N_PROMPT], tokens[N_NEW];
     uint32_t n_filled, n_calls, n_tokens, n_ends;
     uint32_t fails; /* this call, counted from 1; 0: none */
+    enum how how;
     int status;
 };
 
@@ -37,13 +41,28 @@ static void hear(void *arg, const struct nkv_engine_event *event)
     h->status = event->status;
 }
 
+static int fail_as_told(struct heard *h, struct nkv_seq *seq, const int32_t *tokens, uint32_t n)
+{
+    static const float kv[N_PROMPT * 256];
+    struct nkv_attend_item item = {.seq = seq, .n_tokens = n, .k = kv, .v = kv};
+    struct nkv_ticket *ticket;
+
+    if (h->how == SHORT)
+        return nkv_prefill(h->rig.decoder, seq, tokens, n - 1, NULL, NULL, NULL);
+    if (h->how != HALF_WAY)
+        return h->how == SILENT ? 0 : NKV_EIO;
+    assert_ok(nkv_attend_begin(h->rig.context, 0, &item, 1, &ticket));
+    assert_ok(nkv_attend_end(ticket));
+    return NKV_EIO;
+}
+
 /* Somebody else is the same decoder. */
 static int fill(void *arg, struct nkv_seq *seq, const int32_t *tokens, uint32_t n)
 {
     struct heard *h = arg;
 
     if (++h->n_calls == h->fails)
-        return NKV_EIO;
+        return fail_as_told(h, seq, tokens, n);
     assert_int_equal(nkv_seq_length(seq), h->n_filled);
     assert_true(n <= CHUNK && h->n_filled + n < N_PROMPT);
     assert_memory_equal(tokens, h->prompt + h->n_filled, n * sizeof *tokens);
@@ -126,19 +145,29 @@ static void a_chunk_that_fails_is_asked_for_again(void **state)
 {
     struct nkv_model *model = open_model();
     struct nkv_engine *engine;
-    struct heard h;
+    struct heard own, h;
     int n;
 
     (void)state;
-    start(&h, model, true, &engine);
-    h.fails = 3;
-    for (n = 1; n > 0;)
-        n = nkv_engine_step(engine);
-    assert_true(n == NKV_EIO && h.n_filled == 2 * CHUNK && h.n_ends == 0);
+    start(&own, model, false, &engine);
     run_out(engine);
-    assert_true(h.n_filled == N_PROMPT - 1 && h.n_tokens == N_NEW && h.n_ends == 1 && h.status == 0);
     nkv_engine_close(engine);
-    rig_close(&h.rig);
+    for (enum how how = AT_ONCE; how <= SILENT; how++) {
+        start(&h, model, true, &engine);
+        h.fails = 3;
+        h.how = how;
+        for (n = 1; n > 0;)
+            n = nkv_engine_step(engine);
+        assert_int_equal(n, how < SHORT ? NKV_EIO : NKV_ESTATE);
+        assert_true(how < SHORT || strstr(nkv_last_error(), "16 tokens to the 32 of"));
+        assert_true(h.n_filled == 2 * CHUNK && h.n_ends == 0);
+        run_out(engine);
+        assert_true(h.n_filled == N_PROMPT - 1 && h.n_tokens == N_NEW && h.n_ends == 1 && h.status == 0);
+        assert_memory_equal(own.tokens, h.tokens, sizeof own.tokens);
+        nkv_engine_close(engine);
+        rig_close(&h.rig);
+    }
+    rig_close(&own.rig);
     nkv_model_close(model);
 }
 

@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "model/tp.h"
 #include "model_fixture.h"
 #include "threads_comm.h"
 
@@ -349,6 +350,63 @@ static void test_a_part_is_a_part(void **state)
     nkv_model_close(model);
 }
 
+/* Rank 0 as a follower sees it: it announces this step and goes. */
+struct stranger {
+    struct nkv_comm comm; /* first */
+    struct nkv_tp_step step;
+};
+
+static int reserve_nothing(struct nkv_comm *comm, uint64_t bytes)
+{
+    (void)comm, (void)bytes;
+    return 0;
+}
+
+static int announce(struct nkv_comm *comm, void *data, uint64_t bytes)
+{
+    struct stranger *stranger = (struct stranger *)(void *)comm;
+
+    if (stranger->step.kind == 0)
+        return NKV_EDEVICE;
+    assert_int_equal(bytes, sizeof stranger->step);
+    memcpy(data, &stranger->step, bytes);
+    stranger->step.kind = 0;
+    return 0;
+}
+
+/* Another version's, or another decoder's. */
+static void test_steps_that_cannot_be_followed(void **state)
+{
+    static const struct nkv_comm_ops ops = {.reserve = reserve_nothing, .broadcast = announce};
+    static const struct {
+        struct nkv_tp_step step;
+        const char *says;
+    } cases[] = {
+        {{NKV_TP_LAYERS, 57, 0, 1}, "a step of 57 rows"},   {{NKV_TP_LOGITS, 1, 56, 0}, "a step of 1 rows"},
+        {{NKV_TP_LAYERS, 4, 0, 0}, "in 0 micro-batches"},   {{NKV_TP_LAYERS, 4, 0, 3}, "in 3 micro-batches"},
+        {{NKV_TP_LAYERS, 4, 0, UINT32_MAX}, "micro-batch"},
+    };
+    char path[512];
+
+    (void)state;
+    fixture_path("llama", "gguf", path);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct stranger stranger = {{&ops, 1, 2}, cases[i].step};
+        struct nkv_decoder_options options = {
+            .size = sizeof options, .n_threads = 1, .max_batch = 4, .chunk_tokens = 56, .comm = &stranger.comm};
+        struct nkv_decoder *decoder;
+        struct nkv_model *model;
+
+        assert_ok(nkv_model_open(path, &model));
+        assert_ok(nkv_model_shard(model, &stranger.comm));
+        assert_ok(nkv_decoder_open(model, NULL, &options, &decoder));
+        assert_int_equal(nkv_decoder_follow(decoder), NKV_EINVAL);
+        assert_non_null(strstr(nkv_last_error(), cases[i].says));
+        nkv_decoder_close(decoder);
+        nkv_model_close(model);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -357,6 +415,7 @@ int main(void)
         cmocka_unit_test(test_two_micro_batches),
         cmocka_unit_test(test_what_cannot_be_divided_is_refused),
         cmocka_unit_test(test_a_part_is_a_part),
+        cmocka_unit_test(test_steps_that_cannot_be_followed),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

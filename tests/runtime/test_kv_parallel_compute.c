@@ -206,6 +206,48 @@ static void test_recalled_bytes(void **state)
     rig_close(&rig);
 }
 
+/* A list that a failed SELECT has left may name more pages than there is room for. */
+static void check_end_of_window(enum nkv_kv_parallel kv_parallel, uint16_t flags)
+{
+    struct rig_options options = {.n_devices = 2, .kv_parallel = kv_parallel};
+    struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 800, 256, NKV_SELECT_LAYER);
+    struct nkv_cmd cmd = {
+        .op = NKV_OP_READ, .flags = flags, .layer = 1, .n_pages = LISTED, .list_offset = flags ? 0 : AT_LIST};
+    uint64_t end, bytes;
+    struct nkv_seq *seq;
+    struct rig_seq s;
+    struct rig rig;
+
+    assert_int_equal(rig_open(&rig, &options), 0);
+    assert_int_equal(nkv_seq_open(rig.context, &so, &seq), 0);
+    rig_seq_init(&s, seq, 6);
+    assert_int_equal(rig_prefill(&rig, &s, LENGTH, 300), 0);
+    put_operands(rig.context->ports[0].window, 1);
+    end = ((const struct group *)(const void *)rig.context->ports[0].device)->window.bytes / 64 * 64;
+    bytes = group_read_bytes(&rig.shape, &cmd, LISTED);
+    cmd.seq = seq->id;
+    for (uint32_t beyond = 0; beyond < 3; beyond++) {
+        const struct nkv_device_ops *ops = rig.context->ports[0].device->ops;
+        struct nkv_cqe cqe;
+
+        cmd.out_offset = beyond == 2 ? UINT64_MAX - 63 : end - bytes + 64 * beyond;
+        assert_int_equal(ops->submit(rig.context->ports[0].device, &cmd, 1), 0);
+        assert_int_equal(ops->reap(rig.context->ports[0].device, &cqe, 1, 1), 1);
+        assert_int_equal(cqe.res, beyond ? NKV_EINVAL : (int)LISTED);
+    }
+    rig_seq_free(&s);
+    rig_close(&rig);
+}
+
+static void test_end_of_window(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 2; i++) {
+        check_end_of_window(NKV_KV_CONTEXT, i ? NKV_DIGEST : 0);
+        check_end_of_window(NKV_KV_HEADS, i ? NKV_DIGEST : 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -213,6 +255,7 @@ int main(void)
         cmocka_unit_test(test_compute_side_head_parallel),
         cmocka_unit_test(test_answers_of_one_device),
         cmocka_unit_test(test_recalled_bytes),
+        cmocka_unit_test(test_end_of_window),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
