@@ -22,13 +22,6 @@ static int compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static double at_rank(const double *sorted, uint32_t n, uint32_t percent)
-{
-    uint64_t rank = ((uint64_t)n * percent + 99) / 100;
-
-    return sorted[rank ? rank - 1 : 0];
-}
-
 static double ttft_ms(const struct serve *s, const struct serve_request *r)
 {
     return (double)(r->first_ns - s->start_ns - r->arrival_ns) * 1e-6;
@@ -57,7 +50,8 @@ static int percentiles_of(const struct serve *s, double (*value)(const struct se
         if (s->requests[i].ended && s->requests[i].status == 0)
             values[n++] = value(s, &s->requests[i]);
     qsort(values, n, sizeof *values, compare);
-    *out = (struct percentiles){at_rank(values, n, 50), at_rank(values, n, 90), at_rank(values, n, 99)};
+    *out = (struct percentiles){values[cli_nearest_rank(n, 50)], values[cli_nearest_rank(n, 90)],
+                                values[cli_nearest_rank(n, 99)]};
     free(values);
     return CLI_OK;
 }

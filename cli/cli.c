@@ -101,6 +101,13 @@ int cli_float(const char *flag, const char *text, double low, double high, float
     return CLI_OK;
 }
 
+uint32_t cli_nearest_rank(uint32_t n, uint32_t percent)
+{
+    uint64_t rank = ((uint64_t)n * percent + 99) / 100;
+
+    return rank ? (uint32_t)rank - 1 : 0;
+}
+
 /* The number after `key` in a file of "key number" lines, or alone in a file when key is "". */
 static uint64_t read_number(const char *path, const char *key)
 {

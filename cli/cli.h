@@ -24,6 +24,9 @@ int cli_u32(const char *flag, const char *text, uint32_t low, uint32_t high, uin
 /* A finite decimal number from low to high. */
 int cli_float(const char *flag, const char *text, double low, double high, float *value_out);
 
+/* Where the percentile lies in n sorted values: its nearest rank, the least that percent of them do not exceed. */
+uint32_t cli_nearest_rank(uint32_t n, uint32_t percent);
+
 /* Memory that can be had without swapping, in bytes (MemAvailable, and the cgroup's limit when it is lower). */
 uint64_t cli_available_bytes(void);
 /* returns: CLI_OK, or CLI_FAILED with a message that says how much is missing for `what`. */

@@ -36,6 +36,9 @@ for mode in ('full', 'recall', 'pnm', 'png'):
         assert (compute is not None) == (mode in ('recall', 'png'))
         kv = got.pop('kv_parallel', {'mapping': 'dp'})  # two devices and one long text: it lies on both
         assert kv['mapping'] == ('auto' if devices == 2 else 'dp') and kv.get('sequences', 1) == 1, kv
+        tpot = got['tpot_ms']  # of the steps after the first: five tokens and the end, so that p99 is the longest
+        assert 0 < tpot['p50'] <= tpot['p99'] and tpot['mean'] <= tpot['p99'] < 1000 * got['decode_s'] <= 6.01 * tpot['p99'], got
+        assert abs(6 * tpot['mean'] - 1000 * got['decode_s']) < 1e-3, got
         assert (got['device'], got['spread']) == ((None, True) if devices == 2 else (0, False)), got
         fields(got, SCHEMA)
         assert got['schema'] == 'nearkv.run/1' and got['mode'] == mode and got['text'] == '31415.', got
