@@ -164,7 +164,9 @@ static int cache_bytes(void *arg, const struct nkv_kv_shape *shape, const struct
 
     (void)info;
     s->session.shape = *shape;
-    rc = need_of(s, &need);
+    rc = session_check_shape(&s->opt.session, shape);
+    if (rc == CLI_OK)
+        rc = need_of(s, &need);
     if (rc == CLI_OK)
         *bytes_out = need.total_bytes + need.compute_bytes;
     return rc;

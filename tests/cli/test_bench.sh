@@ -89,4 +89,7 @@ for flags, message in ((('--arrivals', 'often'), 'poisson:R'), (('--arrivals', '
                        (('--outputs', '-5'), '--outputs -5'), (('--outputs', '2' * 40 + '-9'), '2-9'),
                        (('--step-tokens', 100), 'need at least 520'), (('--shape', 'gpt-9'), '--shape')):
     assert message in run('bench', 'serve', *flags, status=2)[1], flags
+for shape, devices in (('--shape', 'tiny-256'), 4), (('--shape', 'llama-3.2-1b'), 3), ((), 3):
+    err = run('bench', 'serve', *shape, '--devices', devices, '--kv-parallel', 'tp', status=2)[1]
+    assert f'KV heads cannot be shared evenly by {devices} devices' in err and err.count('\n') == 1, err
 PY
