@@ -3,7 +3,7 @@
 # The benchmarks run on small shapes in every mode and print the fields that scripts read. Nothing is timed against a limit.
 set -euo pipefail
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - <<'PY'
-from check import fields, run
+from check import fields, on_terminal, run
 
 for mode in 'full', 'recall', 'pnm', 'png':
     for kv in 'f16', 'q8_0':
@@ -62,6 +62,10 @@ for model in ('-m', 'needle'), ('--shape', 'needle-256'):
         n = sum(d['prefill_tokens'] for d in devices)
         assert n == 9 * 99 if lengths == 'fixed:100' else 9 * 9 <= n <= 9 * 2047
         assert prompts.setdefault(lengths, n) == n, 'the load depends on the seed alone'
+
+# No estimate of what is left before there is one: the first request comes after 1.2 s.
+_, shown = on_terminal('bench', 'serve', '--requests', 1, '--arrivals', 'poisson:1', '--seed', 3, '--lengths', 'fixed:9', '--outputs', 2)
+assert b' 0/1 requests \x1b[K' in shown and b' 0/1 requests,' not in shown, shown
 
 # What lies on all devices is counted once, beside what lies on each.
 for mapping in 'auto', 'cp':

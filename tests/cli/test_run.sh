@@ -7,13 +7,12 @@ trap 'rm -rf "$tmp"' EXIT
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" <<'PY'
 import itertools
 import os
-import pty
 import signal
 import subprocess
 import sys
 import time
 
-from check import NEARKV, fields, haystack, run
+from check import NEARKV, fields, haystack, on_terminal, run
 
 tmp = sys.argv[1]
 text = f'{tmp}/text'
@@ -147,22 +146,6 @@ assert set(ends) <= set(itertools.accumulate(n for n, _ in characters(written)))
 # The seed decides what is sampled; the answer does not depend on threads.
 one = [run('run', '-p', 'x is ', '--temp', 50, '--seed', s, '-n', 20, '--json', '--threads', t)[0]['tokens'] for s, t in ((1, 1), (1, 2), (2, 1))]
 assert one[0] == one[1] and one[0] != one[2], one
-
-def on_terminal(*args):
-    """Standard output, and what a terminal gets."""
-    terminal, slave = pty.openpty()
-    child = subprocess.Popen([NEARKV, *map(str, args)], stdout=subprocess.PIPE, stderr=slave)
-    os.close(slave)
-    answer, shown = child.stdout.read(), b''
-    try:
-        while more := os.read(terminal, 65536):
-            shown += more
-    except OSError:  # how Linux says that the other side is closed
-        pass
-    os.close(terminal)
-    assert child.wait() == 0, shown
-    return answer, shown
-
 
 # A terminal gets a progress bar of the prefill; it goes when the answer comes, and a pipe never sees it.
 answer, shown = on_terminal('run', '-f', text, '-p', 'The pass key is ', *sparse)
