@@ -87,11 +87,16 @@ assert out['devices'][0]['read_bytes'] == 3 * 2 * 32 * page and out['devices'][0
 out = run('bench', 'serve', '--shape', 'tiny-256', '--fill', '--lengths', 'fixed:10', '--requests', 40, '--outputs', '3-5', '--threads', 1, '--json')[0]
 assert 40 * 3 < out['devices'][0]['output_tokens'] < 40 * 5 and out['load']['outputs'] == 5 and out['load']['least_outputs'] == 3, out
 
-for flags, message in ((('--arrivals', 'often'), 'poisson:R'), (('--arrivals', 'poisson:0'), 'poisson:'),
-                       (('--lengths', 'fixed:0'), 'fixed:'), (('--lengths', 'uniform:9-3'), 'A-B'),
-                       (('--lengths', 'normal:3'), 'loguniform:A-B'), (('--outputs', 1), '--outputs'), (('--outputs', '9-3'), '--outputs A-B'),
-                       (('--outputs', '-5'), '--outputs -5'), (('--outputs', '2' * 40 + '-9'), '2-9'),
-                       (('--step-tokens', 100), 'need at least 520'), (('--shape', 'gpt-9'), '--shape')):
+# What is wrong is told as it was given, with what would be right.
+for flag, value, message in (('--arrivals', 'often', 'poisson:R'), ('--arrivals', 'poisson:0', 'from 1e-06 to 1e+06'), ('--arrivals', 'poisson:', 'poisson:R'),
+                             ('--lengths', 'fixed:0', 'fixed:N'), ('--lengths', 'fixed:3-9', 'fixed:N'), ('--lengths', 'uniform:9-3', 'A not more than B'),
+                             ('--lengths', 'uniform:9', 'A-B'), ('--lengths', 'loguniform:1-999M', 'to 268435456'), ('--lengths', 'normal:3', 'loguniform:A-B'),
+                             ('--outputs', '1', 'from 2'), ('--outputs', '9-3', 'A not more than B'), ('--outputs', '-5', 'A-B'), ('--outputs', '2-', 'A-B'),
+                             ('--outputs', '2' * 40 + '-9', 'from 2'), ('--step-tokens', '100', 'need at least 520')):
+    err = run('bench', 'serve', flag, value, status=2)[1]
+    assert f'{flag} {value}: ' in err and message in err and err.count('\n') == 1, err
+for flags, message in ((('--shape', 'gpt-9'), '--shape'), (('--shape', 'tiny-256', '-m', 'needle'), '-m needle and --shape tiny-256'),
+                       (('--weights', 'f32'), 'give their --shape'), (('--batch', 1, '--micro-batches', 2), 'has no halves')):
     assert message in run('bench', 'serve', *flags, status=2)[1], flags
 for shape, devices in (('--shape', 'tiny-256'), 4), (('--shape', 'llama-3.2-1b'), 3), ((), 3):
     err = run('bench', 'serve', *shape, '--devices', devices, '--kv-parallel', 'tp', status=2)[1]
