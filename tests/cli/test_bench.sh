@@ -3,7 +3,15 @@
 # The benchmarks run on small shapes in every mode and print the fields that scripts read. Nothing is timed against a limit.
 set -euo pipefail
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - <<'PY'
-from check import fields, on_terminal, run
+import subprocess
+
+from check import NEARKV, fields, on_terminal, run
+
+
+def text_of(*args):
+    return subprocess.run([NEARKV, *map(str, args)], capture_output=True, text=True, check=True).stdout
+
+
 
 for mode in 'full', 'recall', 'pnm', 'png':
     for kv in 'f16', 'q8_0':
@@ -57,7 +65,7 @@ for model in ('-m', 'needle'), ('--shape', 'needle-256'):
             assert 0 < out[name]['p50'] <= out[name]['p90'] <= out[name]['p99'] < out['wall_s'] * 1000
         assert out['queue_ms']['p50'] < out['ttft_ms']['p50'] and out['busiest_to_mean'] >= 1
         devices = out['devices']
-        assert len(devices) == 2 and all(d['busy_s'] > 0 for d in devices)
+        assert [d['name'] for d in devices] == ['cpu0', 'cpu1'] and all(d['busy_s'] > 0 for d in devices)
         assert sum(d['sequences'] for d in devices) == 9 and sum(d['output_tokens'] for d in devices) == 9 * 4
         n = sum(d['prefill_tokens'] for d in devices)
         assert n == 9 * 99 if lengths == 'fixed:100' else 9 * 9 <= n <= 9 * 2047
@@ -76,6 +84,13 @@ for mapping in 'auto', 'cp':
     assert kv['mapping'] == mapping and kv['sequences'] > 0 and out['failed'] == 0, (kv, out)
     assert kv['sequences'] + sum(d['sequences'] for d in out['devices']) == 6, (kv, out)
     assert kv['output_tokens'] + sum(d['output_tokens'] for d in out['devices']) == 6 * 3, (kv, out)
+# In text what lies on all comes first, and a device of which each has a part shows no sequences of its own.
+for mapping, lines in (('dp', ['device 0 ', 'device 1 ']), ('cp', ['all devices (cp): 1 sequence, 8 prompt and 2 output tokens', 'device 0 ', 'device 1 '])):
+    text = text_of('bench', 'serve', '--lengths', 'fixed:9', '--requests', 1, '--outputs', 2, '--devices', 2, '--threads', 1, '--kv-parallel', mapping)
+    shown = [line for line in text.splitlines() if 'device' in line][:-1]
+    assert len(shown) == len(lines) and all(s.startswith(want) for s, want in zip(shown, lines)), text
+    assert all(('sequence' in line) == (mapping == 'dp') for line in shown if line.startswith('device')) and ': 1 request, ' in text, text
+
 # A prompt that is filled in costs what its keys and values are; each of two tokens reads the 32 pages of 32 tokens of 64 dimensions, K and V.
 page = 32 * 64 * 2 * 2
 out = run('bench', 'serve', '--shape', 'tiny-256', '--fill', '--kv', 'f16', '--mode', 'full', '--lengths', 'fixed:1000', '--requests', 3,
