@@ -3,7 +3,9 @@
 # The benchmarks run on small shapes in every mode and print the fields that scripts read. Nothing is timed against a limit.
 set -euo pipefail
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - <<'PY'
+import signal
 import subprocess
+import time
 
 from check import NEARKV, fields, on_terminal, run
 
@@ -45,6 +47,17 @@ for batch, mode in (3, 'png'), (1, 'pnm'):
     assert out['contexts'][0]['ms']['attend'] > 0 and out['contexts'][0]['ms']['wait'] > 0
 for bench in 'decode', 'serve':
     assert '--micro-batches' in run('bench', bench, '--micro-batches', 3, status=2)[1]
+
+# Ctrl-C ends what is measured, or the filling before it, with a message.
+for args in (('attend', '--ctx', 2000000, '--kv-heads', 1, '--dim', 64), ('decode', '--shape', 'tiny-256', '--ctx', 500, '--steps', 100000),
+             ('prefill', '--shape', 'tiny-256', '--ctx', 400000)):
+    child = subprocess.Popen([NEARKV, 'bench', *map(str, args)], stderr=subprocess.PIPE, text=True)
+    while not int(next(line for line in open(f'/proc/{child.pid}/status') if line.startswith('SigCgt')).split()[1], 16) & 1 << (signal.SIGINT - 1):
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 1 and err == 'nearkv: interrupted\n', (args, child.returncode, err)
 
 three = {'p50': float, 'p90': float, 'p99': float}
 want = {'schema': str, 'model': str, 'mode': str, 'batch': int, 'micro_batches': int, 'failed': int, 'wall_s': float, 'ttft_ms': three, 'tpot_ms': three,
