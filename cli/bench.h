@@ -39,10 +39,14 @@ void bench_source_kv(struct bench_source *source, uint32_t first, uint32_t n_tok
 /* q [n_heads][head_dim]. */
 void bench_source_query(struct bench_source *source, float *q);
 
+/* Between steps, after progress_catch_interrupt. returns: CLI_OK, or CLI_FAILED after a message. */
+int bench_check_interrupt(void);
+
 /* Appends n_tokens synthetic tokens to every layer, without attention. Progress on stderr when it is a terminal.
- * returns: 0 or a negative status. */
+ * returns: CLI_OK, or CLI_FAILED after a message. */
 int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens);
-/* The same in one step, silently. k, v: room for n_tokens [n_kv_heads][head_dim] each. */
+/* The same in one step, silently. returns: 0 or a negative status. k, v: room for n_tokens [n_kv_heads][head_dim] each.
+ */
 int bench_fill_chunk(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens,
                      float *k, float *v);
 

@@ -226,9 +226,7 @@ static int bench_open(struct bench *b)
         return cli_fail("out of memory");
     if (bench_source_open(shape, 1, &b->source) < 0)
         return CLI_FAILED;
-    if (bench_fill(b->context, b->seq, &b->source, b->opt.ctx_tokens) < 0)
-        return cli_fail("%s", nkv_last_error());
-    return CLI_OK;
+    return bench_fill(b->context, b->seq, &b->source, b->opt.ctx_tokens);
 }
 
 static void bench_close(struct bench *b)
@@ -250,6 +248,8 @@ static int step(struct bench *b, bool new_query, double *ms_out)
     struct nkv_ticket *ticket;
     uint64_t start_ns;
 
+    if (bench_check_interrupt() != CLI_OK)
+        return CLI_FAILED;
     bench_source_kv(&b->source, nkv_seq_length(b->seq), 1, b->k, b->v);
     if (new_query)
         bench_source_query(&b->source, b->q);
@@ -335,6 +335,7 @@ int bench_attend_main(int argc, char **argv)
 
     if (rc == CLI_OK) {
         parallel_tell_binding(b.opt.n_threads);
+        progress_catch_interrupt();
         rc = bench_open(&b);
     }
     if (rc == CLI_OK)

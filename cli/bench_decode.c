@@ -172,6 +172,7 @@ static int bench_open(struct bench *b)
     for (uint32_t i = 0; i < b->opt.n_ctx; i++)
         b->opt.decoder.max_tokens[i] = b->opt.ctx_tokens[i] + b->opt.n_steps + 1;
     rc = bench_decoder_open(&b->opt.decoder, &b->decoder);
+    progress_catch_interrupt(); /* no sooner: making the weights does not look */
     for (uint32_t i = 0; rc == CLI_OK && i < b->opt.n_ctx; i++)
         rc = bench_decoder_fill(&b->decoder, i, b->opt.ctx_tokens[i]);
     if (rc != CLI_OK)

@@ -140,8 +140,8 @@ int bench_decoder_fill(struct bench_decoder *d, uint32_t i, uint32_t n_tokens)
     for (uint32_t b = 0; b < d->options.batch; b++) {
         uint32_t n_held = nkv_seq_length(d->seqs[i][b]);
 
-        if (bench_fill(d->context, d->seqs[i][b], &d->source, n_tokens - n_held) < 0)
-            return cli_fail("%s", nkv_last_error());
+        if (bench_fill(d->context, d->seqs[i][b], &d->source, n_tokens - n_held) != CLI_OK)
+            return CLI_FAILED;
     }
     return CLI_OK;
 }
@@ -153,6 +153,8 @@ int bench_decoder_step(struct bench_decoder *d, uint32_t i, uint32_t number, str
     int32_t tokens[BENCH_MAX_BATCH];
     uint64_t start_ns;
 
+    if (bench_check_interrupt() != CLI_OK)
+        return CLI_FAILED;
     for (uint32_t b = 0; b < d->options.batch; b++) {
         tokens[b] = (int32_t)((number + b) % d->info.n_vocab);
         nkv_seq_stats_reset(d->seqs[i][b]);

@@ -87,7 +87,7 @@ static int measure(struct nkv_device *device, const struct options *o, double *u
 
 static int print(const struct options *o, const double *us, double median)
 {
-    double min = us[0], p90 = us[(uint64_t)o->n_trips * 90 / 100], p99 = us[(uint64_t)o->n_trips * 99 / 100];
+    double min = us[0], p90 = us[cli_nearest_rank(o->n_trips, 90)], p99 = us[cli_nearest_rank(o->n_trips, 99)];
     double max = us[o->n_trips - 1];
 
     if (o->json)

@@ -174,14 +174,20 @@ static int rate(struct bench *b, double *gflops_out)
 
 static int measure(struct bench *b)
 {
+    struct progress progress;
     uint64_t start_ns;
+    int status;
 
     if (rate(b, &b->gflops[0]) != CLI_OK)
         return CLI_FAILED;
+    progress_catch_interrupt();
+    progress_start(&progress, "prefill", "tokens");
     start_ns = progress_now_ns();
-    if (nkv_prefill(b->decoder, b->seq, b->tokens, b->opt.ctx_tokens, NULL, NULL, NULL) < 0)
-        return cli_fail("%s", nkv_last_error());
+    status = nkv_prefill(b->decoder, b->seq, b->tokens, b->opt.ctx_tokens, NULL, progress_update, &progress);
     b->seconds = (double)(progress_now_ns() - start_ns) * 1e-9;
+    progress_end(&progress);
+    if (status < 0)
+        return status == NKV_ECANCELED ? bench_check_interrupt() : cli_fail("%s", nkv_last_error());
     return rate(b, &b->gflops[1]);
 }
 

@@ -86,6 +86,9 @@ static int read_flag(int flag, const char *arg, void *read_arg)
     struct serve_options *o = read_arg;
 
     switch (flag) {
+    case 'm':
+        o->has_model = true;
+        return session_option(&o->session, flag, arg);
     case ARRIVALS:
         return serve_read_arrivals(arg, o);
     case LENGTHS:
@@ -111,6 +114,7 @@ static int read_flag(int flag, const char *arg, void *read_arg)
         o->shape = arg;
         return CLI_OK;
     case WEIGHTS:
+        o->has_weights = true;
         return nkv_dtype_parse(arg, &o->weights) < 0 ? cli_usage("--weights: %s", nkv_last_error()) : CLI_OK;
     case JSON:
         o->json = true;
@@ -164,7 +168,9 @@ static int cache_bytes(void *arg, const struct nkv_kv_shape *shape, const struct
 
     (void)info;
     s->session.shape = *shape;
-    rc = need_of(s, &need);
+    rc = session_check_shape(&s->opt.session, shape);
+    if (rc == CLI_OK)
+        rc = need_of(s, &need);
     if (rc == CLI_OK)
         *bytes_out = need.total_bytes + need.compute_bytes;
     return rc;
@@ -398,6 +404,23 @@ static void set_defaults(struct serve_options *o)
     o->session.n_micro_batches = 1;
 }
 
+/* What is wrong between the options. */
+static int check_options(const struct serve_options *o)
+{
+    if (o->shape && o->has_model)
+        return cli_usage("-m %s and --shape %s: each is what runs, give one", o->session.model, o->shape);
+    if (o->has_weights && !o->shape)
+        return cli_usage("--weights is the type of random weights: give their --shape, or leave it out");
+    if (o->step_tokens && o->step_tokens < o->batch + CHUNK_TOKENS)
+        return cli_usage("--step-tokens %u: %u requests that decode (--batch) and a chunk of %u need at least %u, or "
+                         "prompts would wait for ever",
+                         o->step_tokens, o->batch, CHUNK_TOKENS, o->batch + CHUNK_TOKENS);
+    if (o->session.n_micro_batches > o->batch)
+        return cli_usage("--micro-batches %u: a batch of %u has no halves: raise --batch", o->session.n_micro_batches,
+                         o->batch);
+    return session_check(&o->session);
+}
+
 /* The session's options follow the benchmark's own. */
 static int read_options(int argc, char **argv, struct serve_options *o)
 {
@@ -409,7 +432,7 @@ static int read_options(int argc, char **argv, struct serve_options *o)
     rc = bench_read_options(argc, argv, help, long_options, HELP, read_flag, o);
     if (o->fill && !o->step_tokens)
         o->step_tokens = FILL_STEP_TOKENS;
-    return rc == CLI_OK ? session_check(&o->session) : rc;
+    return rc == CLI_OK ? check_options(o) : rc;
 }
 
 int bench_serve_main(int argc, char **argv)

@@ -20,7 +20,7 @@ struct serve_options {
     uint32_t min_length, max_length;
     uint32_t min_outputs, max_outputs, n_requests, batch, step_tokens, move_steps;
     uint64_t seed;
-    bool fill, json;
+    bool fill, json, has_model, has_weights;
 };
 
 /* Times in ns: of arrival after the start, the others on the clock; 0: not yet. */

@@ -14,64 +14,71 @@
 #include "text.h"
 
 #define MAX_LENGTH (1u << 28)
+#define MIN_RATE   1e-6f
+#define MAX_RATE   1e6f
 
 int serve_read_arrivals(const char *arg, struct serve_options *o)
 {
+    static const char kind[] = "poisson:";
+    char *end;
+
     o->arrivals_text = arg;
     o->rate = 0;
     if (strcmp(arg, "all") == 0)
         return CLI_OK;
-    if (strncmp(arg, "poisson:", 8) != 0)
-        return cli_usage("--arrivals %s: give poisson:R (requests per second) or all", arg);
-    return cli_float("--arrivals poisson:", arg + 8, 1e-6, 1e6, &o->rate);
+    if (strncmp(arg, kind, sizeof kind - 1) == 0) {
+        o->rate = strtof(arg + sizeof kind - 1, &end);
+        if (end > arg + sizeof kind - 1 && !*end && o->rate >= MIN_RATE && o->rate <= MAX_RATE)
+            return CLI_OK;
+    }
+    return cli_usage("--arrivals %s: give poisson:R, R requests per second from %g to %g, or all", arg,
+                     (double)MIN_RATE, (double)MAX_RATE);
 }
 
-static int read_range(const char *arg, struct serve_options *o)
+/* A-B, or N alone: A and B are the same. returns: whether text is that, from least to MAX_LENGTH. */
+static bool read_range(const char *text, uint32_t least, uint32_t *low_out, uint32_t *high_out)
 {
     char low[32];
-    const char *dash = strchr(arg, '-');
-    int rc;
+    const char *dash = strchr(text, '-');
+    size_t n = dash ? (size_t)(dash - text) : strlen(text);
+    uint64_t a, b;
 
-    if (!dash || (size_t)(dash - arg) >= sizeof low)
-        return cli_usage("--lengths %s: give a range A-B", o->lengths_text);
-    snprintf(low, sizeof low, "%.*s", (int)(dash - arg), arg);
-    rc = cli_u32("--lengths A-B: A", low, 1, MAX_LENGTH, &o->min_length);
-    return rc == CLI_OK ? cli_u32("--lengths A-B: B", dash + 1, o->min_length, MAX_LENGTH, &o->max_length) : rc;
+    if (n >= sizeof low)
+        return false;
+    snprintf(low, sizeof low, "%.*s", (int)n, text);
+    if (!cli_number(low, least, MAX_LENGTH, &a) || !cli_number(dash ? dash + 1 : low, a, MAX_LENGTH, &b))
+        return false;
+    *low_out = (uint32_t)a;
+    *high_out = (uint32_t)b;
+    return true;
 }
 
 int serve_read_lengths(const char *arg, struct serve_options *o)
 {
     static const char *const names[] = {"fixed:", "uniform:", "loguniform:"};
-    int rc;
 
     o->lengths_text = arg;
     for (unsigned i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *range = arg + strlen(names[i]);
+
         if (strncmp(arg, names[i], strlen(names[i])) != 0)
             continue;
         o->lengths = (enum serve_lengths)i;
-        if (o->lengths != SERVE_FIXED)
-            return read_range(arg + strlen(names[i]), o);
-        rc = cli_u32("--lengths fixed:", arg + strlen(names[i]), 1, MAX_LENGTH, &o->min_length);
-        o->max_length = o->min_length;
-        return rc;
+        if ((strchr(range, '-') != NULL) == (o->lengths != SERVE_FIXED) &&
+            read_range(range, 1, &o->min_length, &o->max_length))
+            return CLI_OK;
     }
-    return cli_usage("--lengths %s: give uniform:A-B, loguniform:A-B or fixed:N", arg);
+    return cli_usage(
+        "--lengths %s: give uniform:A-B, loguniform:A-B or fixed:N, whole numbers from 1 to %u, A not more "
+        "than B",
+        arg, MAX_LENGTH);
 }
 
 int serve_read_outputs(const char *arg, struct serve_options *o)
 {
-    char low[32];
-    const char *dash = strchr(arg, '-');
-    int rc;
-
-    if (!dash || dash == arg || (size_t)(dash - arg) >= sizeof low) {
-        rc = cli_u32("--outputs", arg, 2, MAX_LENGTH, &o->min_outputs);
-        o->max_outputs = o->min_outputs;
-        return rc;
-    }
-    snprintf(low, sizeof low, "%.*s", (int)(dash - arg), arg);
-    rc = cli_u32("--outputs A-B: A", low, 2, MAX_LENGTH, &o->min_outputs);
-    return rc == CLI_OK ? cli_u32("--outputs A-B: B", dash + 1, o->min_outputs, MAX_LENGTH, &o->max_outputs) : rc;
+    if (read_range(arg, 2, &o->min_outputs, &o->max_outputs))
+        return CLI_OK;
+    return cli_usage("--outputs %s: give N or A-B, whole numbers from 2 to %u, A not more than B", arg, MAX_LENGTH);
 }
 
 /* From 0 to below 1. */

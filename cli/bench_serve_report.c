@@ -4,6 +4,7 @@
  * Latencies count from a request's arrival, also where a step under way kept it from being submitted at once.
  */
 #include <jansson.h>
+#include <nearkv/device.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -20,13 +21,6 @@ static int compare(const void *a, const void *b)
     double x = *(const double *)a, y = *(const double *)b;
 
     return x < y ? -1 : x > y;
-}
-
-static double at_rank(const double *sorted, uint32_t n, uint32_t percent)
-{
-    uint64_t rank = ((uint64_t)n * percent + 99) / 100;
-
-    return sorted[rank ? rank - 1 : 0];
 }
 
 static double ttft_ms(const struct serve *s, const struct serve_request *r)
@@ -57,7 +51,8 @@ static int percentiles_of(const struct serve *s, double (*value)(const struct se
         if (s->requests[i].ended && s->requests[i].status == 0)
             values[n++] = value(s, &s->requests[i]);
     qsort(values, n, sizeof *values, compare);
-    *out = (struct percentiles){at_rank(values, n, 50), at_rank(values, n, 90), at_rank(values, n, 99)};
+    *out = (struct percentiles){values[cli_nearest_rank(n, 50)], values[cli_nearest_rank(n, 90)],
+                                values[cli_nearest_rank(n, 99)]};
     free(values);
     return CLI_OK;
 }
@@ -98,12 +93,17 @@ static json_t *devices_json(const struct serve *s, double wall_s)
     for (uint32_t i = 0; array && i < s->session.n_devices; i++) {
         const struct serve_device *d = &s->devices[i];
 
-        json_array_append_new(
-            array, json_pack("{s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "device", (json_int_t)i, "busy_s",
-                             (double)d->busy_ns * 1e-9, "busy_share", (double)d->busy_ns * 1e-9 / wall_s, "read_bytes",
-                             (json_int_t)d->read_bytes, "written_bytes", (json_int_t)d->written_bytes, "sequences",
-                             (json_int_t)d->n_sequences, "prefill_tokens", (json_int_t)d->prefill_tokens,
-                             "output_tokens", (json_int_t)d->output_tokens));
+        struct nkv_device *device = s->session.devices[i];
+        struct nkv_device_caps caps = {.size = sizeof caps};
+
+        (void)device->ops->caps(device, &caps); /* what fails leaves the name empty */
+        json_array_append_new(array,
+                              json_pack("{s:I, s:s, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "device", (json_int_t)i,
+                                        "name", caps.name, "busy_s", (double)d->busy_ns * 1e-9, "busy_share",
+                                        (double)d->busy_ns * 1e-9 / wall_s, "read_bytes", (json_int_t)d->read_bytes,
+                                        "written_bytes", (json_int_t)d->written_bytes, "sequences",
+                                        (json_int_t)d->n_sequences, "prefill_tokens", (json_int_t)d->prefill_tokens,
+                                        "output_tokens", (json_int_t)d->output_tokens));
     }
     return array;
 }
@@ -166,22 +166,49 @@ static void print_row(const char *what, const struct percentiles *p)
     printf("%-10s %10.2f %10.2f %10.2f\n", what, p->p50, p->p90, p->p99);
 }
 
+/* Whether some sequences lie on one device. */
+static bool has_own(const struct serve *s)
+{
+    enum nkv_kv_parallel kv_parallel = session_kv_parallel(&s->opt.session);
+
+    return kv_parallel == NKV_KV_DATA || kv_parallel == NKV_KV_AUTO;
+}
+
+static void print_load(const struct serve_device *d)
+{
+    printf("%u sequence%s, %llu prompt and %llu output tokens\n", d->n_sequences, d->n_sequences == 1 ? "" : "s",
+           (unsigned long long)d->prefill_tokens, (unsigned long long)d->output_tokens);
+}
+
 static void print_device(const struct serve *s, uint32_t i, double wall_s)
 {
     const struct serve_device *d = &s->devices[i];
 
-    printf("device %-3u busy %8.3f s (%5.1f %%), read %s, wrote %s, %u sequences, %llu prompt and %llu output tokens\n",
-           i, (double)d->busy_ns * 1e-9, (double)d->busy_ns * 1e-7 / wall_s, cli_bytes(d->read_bytes),
-           cli_bytes(d->written_bytes), d->n_sequences, (unsigned long long)d->prefill_tokens,
-           (unsigned long long)d->output_tokens);
+    printf("device %-3u busy %8.3f s (%5.1f %%), read %s, wrote %s", i, (double)d->busy_ns * 1e-9,
+           (double)d->busy_ns * 1e-7 / wall_s, cli_bytes(d->read_bytes), cli_bytes(d->written_bytes));
+    fputs(has_own(s) ? ", " : "\n", stdout);
+    if (has_own(s))
+        print_load(d);
+}
+
+/* What lies on all devices, then each; where all lies on all, what a device has of its own is nothing to tell. */
+static void print_devices(const struct serve *s, double wall_s)
+{
+    if (session_kv_parallel(&s->opt.session) != NKV_KV_DATA) {
+        printf("all devices (%s): ", nkv_kv_parallel_name(s->opt.session.kv_parallel));
+        print_load(&s->spread);
+    }
+    for (uint32_t i = 0; i < s->session.n_devices; i++)
+        print_device(s, i, wall_s);
 }
 
 static void print_text(const struct serve *s, const struct totals *t)
 {
     const struct serve_options *o = &s->opt;
 
-    printf("%s, mode %s: %u requests, %s, prompts %s%s, ", s->session.info.name, nkv_mode_name(o->session.seq.mode),
-           o->n_requests, o->arrivals_text, o->lengths_text, o->fill ? " (filled in, not computed)" : "");
+    printf("%s, mode %s: %u request%s, %s, prompts %s%s, ", s->session.info.name, nkv_mode_name(o->session.seq.mode),
+           o->n_requests, o->n_requests == 1 ? "" : "s", o->arrivals_text, o->lengths_text,
+           o->fill ? " (filled in, not computed)" : "");
     if (o->min_outputs < o->max_outputs)
         printf("%u to ", o->min_outputs);
     printf("%u tokens each, at most %u at a time (%u seen) in %u micro-batch%s, seed %llu\n", o->max_outputs, o->batch,
@@ -195,12 +222,7 @@ static void print_text(const struct serve *s, const struct totals *t)
            t->wall_s, (s->n_ended - s->n_failed) / t->wall_s, (double)t->n_prompt / t->wall_s,
            (double)t->n_output / t->wall_s, (unsigned long long)t->engine.n_steps,
            (unsigned long long)t->engine.n_moves);
-    for (uint32_t i = 0; i < s->session.n_devices; i++)
-        print_device(s, i, t->wall_s);
-    if (session_kv_parallel(&o->session) != NKV_KV_DATA)
-        printf("all devices (%s): %u sequences, %llu prompt and %llu output tokens\n",
-               nkv_kv_parallel_name(o->session.kv_parallel), s->spread.n_sequences,
-               (unsigned long long)s->spread.prefill_tokens, (unsigned long long)s->spread.output_tokens);
+    print_devices(s, t->wall_s);
     printf("busiest device %.2f x the mean by time, %.3f x by bytes read and written\n", imbalance(s, busy_ns),
            imbalance(s, moved_bytes));
 }
@@ -217,5 +239,7 @@ int serve_print(const struct serve *s)
         rc = text_print_json(report_json(s, &t));
     else if (rc == CLI_OK)
         print_text(s, &t);
-    return rc == CLI_OK && s->n_failed ? cli_fail("%u requests failed: %s", s->n_failed, s->error) : rc;
+    return rc == CLI_OK && s->n_failed
+               ? cli_fail("%u request%s failed: %s", s->n_failed, s->n_failed == 1 ? "" : "s", s->error)
+               : rc;
 }

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "cli.h"
+#include "progress.h"
 #include "text.h"
 
 #define POOL_FLOATS (1u << 20)
@@ -102,14 +103,19 @@ int bench_fill_chunk(struct nkv_context *context, struct nkv_seq *seq, struct be
     return status < 0 ? status : nkv_seq_status(seq);
 }
 
+int bench_check_interrupt(void)
+{
+    return progress_interrupted() ? cli_fail("interrupted") : CLI_OK;
+}
+
 int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_source *source, uint32_t n_tokens)
 {
     size_t floats = (size_t)BENCH_FILL_TOKENS * source->shape.n_kv_heads * source->shape.head_dim;
     float *k = malloc(floats * sizeof *k), *v = malloc(floats * sizeof *v);
     bool show = isatty(STDERR_FILENO);
-    int status = k && v ? 0 : NKV_ENOMEM;
+    int status = k && v ? 0 : NKV_ENOMEM, rc;
 
-    for (uint32_t done = 0; status >= 0 && done < n_tokens; done += BENCH_FILL_TOKENS) {
+    for (uint32_t done = 0; status >= 0 && done < n_tokens && !progress_interrupted(); done += BENCH_FILL_TOKENS) {
         uint32_t n = n_tokens - done < BENCH_FILL_TOKENS ? n_tokens - done : BENCH_FILL_TOKENS;
 
         status = bench_fill_chunk(context, seq, source, n, k, v);
@@ -118,9 +124,13 @@ int bench_fill(struct nkv_context *context, struct nkv_seq *seq, struct bench_so
     }
     if (show)
         fprintf(stderr, "\r\033[K");
+    if (!k || !v)
+        rc = cli_fail("out of memory");
+    else
+        rc = status < 0 ? cli_fail("%s", nkv_last_error()) : bench_check_interrupt();
     free(k);
     free(v);
-    return status;
+    return rc;
 }
 
 static int check_memory(const struct nkv_model *model, const struct nkv_decoder_options *decoder,

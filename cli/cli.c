@@ -63,7 +63,7 @@ static unsigned suffix_shift(const char *suffix)
     return at && suffix[1] == '\0' ? 10u * (unsigned)(at - letters + 1) : 0;
 }
 
-int cli_u64(const char *flag, const char *text, uint64_t low, uint64_t high, uint64_t *value_out)
+bool cli_number(const char *text, uint64_t low, uint64_t high, uint64_t *value_out)
 {
     char *end;
     unsigned long long number;
@@ -74,10 +74,17 @@ int cli_u64(const char *flag, const char *text, uint64_t low, uint64_t high, uin
     shift = suffix_shift(end);
     if (!isdigit((unsigned char)*text) || errno || (*end && !shift) || number > UINT64_MAX >> shift ||
         (number << shift) < low || (number << shift) > high)
-        return cli_usage("%s %s: give a whole number from %llu to %llu", flag, text, (unsigned long long)low,
-                         (unsigned long long)high);
+        return false;
     *value_out = (uint64_t)number << shift;
-    return CLI_OK;
+    return true;
+}
+
+int cli_u64(const char *flag, const char *text, uint64_t low, uint64_t high, uint64_t *value_out)
+{
+    if (cli_number(text, low, high, value_out))
+        return CLI_OK;
+    return cli_usage("%s %s: give a whole number from %llu to %llu", flag, text, (unsigned long long)low,
+                     (unsigned long long)high);
 }
 
 int cli_u32(const char *flag, const char *text, uint32_t low, uint32_t high, uint32_t *value_out)
@@ -99,6 +106,13 @@ int cli_float(const char *flag, const char *text, double low, double high, float
         return cli_usage("%s %s: give a number from %g to %g", flag, text, low, high);
     *value_out = (float)value;
     return CLI_OK;
+}
+
+uint32_t cli_nearest_rank(uint32_t n, uint32_t percent)
+{
+    uint64_t rank = ((uint64_t)n * percent + 99) / 100;
+
+    return rank ? (uint32_t)rank - 1 : 0;
 }
 
 /* The number after `key` in a file of "key number" lines, or alone in a file when key is "". */

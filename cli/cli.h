@@ -21,8 +21,13 @@ void cli_tell_message(uint32_t rank);
  */
 int cli_u64(const char *flag, const char *text, uint64_t low, uint64_t high, uint64_t *value_out);
 int cli_u32(const char *flag, const char *text, uint32_t low, uint32_t high, uint32_t *value_out);
+/* The same without a message, for a number that is a part of a value. */
+bool cli_number(const char *text, uint64_t low, uint64_t high, uint64_t *value_out);
 /* A finite decimal number from low to high. */
 int cli_float(const char *flag, const char *text, double low, double high, float *value_out);
+
+/* Where the percentile lies in n sorted values: its nearest rank, the least that percent of them do not exceed. */
+uint32_t cli_nearest_rank(uint32_t n, uint32_t percent);
 
 /* Memory that can be had without swapping, in bytes (MemAvailable, and the cgroup's limit when it is lower). */
 uint64_t cli_available_bytes(void);

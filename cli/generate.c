@@ -223,8 +223,8 @@ struct step_times step_times(const uint64_t *step_ns, uint32_t n)
     for (uint32_t i = 0; i < n; i++)
         sum += (double)sorted[i];
     times.mean_ms = sum / n / 1e6;
-    times.p50_ms = (double)sorted[(n - 1) / 2] / 1e6;
-    times.p99_ms = (double)sorted[(uint64_t)(n - 1) * 99 / 100] / 1e6;
+    times.p50_ms = (double)sorted[cli_nearest_rank(n, 50)] / 1e6;
+    times.p99_ms = (double)sorted[cli_nearest_rank(n, 99)] / 1e6;
     free(sorted);
     return times;
 }

@@ -48,7 +48,7 @@ int answer_append_newest(const struct session *session, const struct answer *ans
 /* The answer's text so far; freed with nkv_text_free. */
 int answer_text(const struct session *session, const struct answer *answer, char **text_out, size_t *bytes_out);
 
-/* Mean, median and 99th percentile of n step times in milliseconds; zeros when n is 0. */
+/* Mean, median and 99th percentile (by nearest rank) of n step times in milliseconds; zeros when n is 0. */
 struct step_times {
     double mean_ms, p50_ms, p99_ms;
 };

@@ -19,9 +19,9 @@ static const struct {
 } commands[] = {
     {"run", run_main, "answer a prompt"},
     {"eval", eval_main, "measure answers: needle"},
-    {"bench", bench_main, "measure speed: attend, decode, prefill, device"},
+    {"bench", bench_main, "measure speed: attend, decode, prefill, serve, device"},
     {"pnmd", pnmd_main, "a PNM device as a process of its own"},
-    {"pnm", pnm_main, "look at a device process: stat, list, show, remove"},
+    {"pnm", pnm_main, "look at a device process or its memory: stat, list, show, remove, check"},
     {"session", session_main, "sessions of run --session: export, import, list, remove"},
     {"sim", sim_main, "simulate hardware: run, sweep, paper, ablate, validate"},
     {"info", info_main, "topology, kernels, model, memory estimate"},

@@ -10,6 +10,9 @@
 #include "cli.h"
 #include "commands.h"
 
+#define MIN_BYTES ((uint64_t)1 << 20)
+#define MAX_NODE  65535u
+
 static const char usage[] =
     "usage: nearkv pnmd --memory KIND --listen unix:PATH [options]\n"
     "Holds KV pages and attends to them for other processes, which attach with --device unix:PATH.\n"
@@ -57,27 +60,37 @@ static void log_line(void *arg, const char *line)
     fprintf(stderr, "nearkv pnmd: %s\n", line);
 }
 
+static int read_size(const char *arg, const char *size, struct nkv_serve_options *o)
+{
+    if (cli_number(size, MIN_BYTES, UINT64_MAX, &o->capacity_bytes))
+        return CLI_OK;
+    return cli_usage("--memory %s: '%s' is no size: give bytes, or a whole number with K, M, G or T, from 1M on", arg,
+                     size);
+}
+
 static int read_node(const char *arg, struct nkv_serve_options *o)
 {
-    const char *colon = strchr(arg, ':');
+    const char *number = arg + strlen("numa:"), *colon = strchr(number, ':');
     char node[16];
+    uint64_t value;
 
-    if (!colon || (size_t)(colon - arg) >= sizeof node)
-        return cli_usage("--memory numa:%s: write it as numa:N:SIZE", arg);
-    memcpy(node, arg, (size_t)(colon - arg));
-    node[colon - arg] = '\0';
+    if (!colon || (size_t)(colon - number) >= sizeof node)
+        return cli_usage("--memory %s: write it as numa:N:SIZE", arg);
+    memcpy(node, number, (size_t)(colon - number));
+    node[colon - number] = '\0';
+    if (!cli_number(node, 0, MAX_NODE, &value))
+        return cli_usage("--memory %s: '%s' is no NUMA node: give its number, from 0 to %u", arg, node, MAX_NODE);
     o->on_node = true;
-    if (cli_u32("--memory numa", node, 0, 65535, &o->node) != CLI_OK)
-        return CLI_USAGE;
-    return cli_u64("--memory numa", colon + 1, 1 << 20, UINT64_MAX, &o->capacity_bytes);
+    o->node = (uint32_t)value;
+    return read_size(arg, colon + 1, o);
 }
 
 static int read_memory(const char *arg, struct nkv_serve_options *o)
 {
     if (strncmp(arg, "anon:", 5) == 0)
-        return cli_u64("--memory anon", arg + 5, 1 << 20, UINT64_MAX, &o->capacity_bytes);
+        return read_size(arg, arg + 5, o);
     if (strncmp(arg, "numa:", 5) == 0)
-        return read_node(arg + 5, o);
+        return read_node(arg, o);
     if (strncmp(arg, "file:", 5) == 0 || strncmp(arg, "dax:", 4) == 0) {
         o->memory = arg;
         return CLI_OK;
@@ -151,6 +164,8 @@ static int read_options(int argc, char **argv, struct nkv_serve_options *o)
         return cli_usage("--format is for --memory file: and dax:");
     if (!o->listen)
         return cli_usage("say where clients find the device: --listen unix:PATH");
+    if (o->metrics && strcmp(o->metrics, o->listen) == 0)
+        return cli_usage("--listen and --metrics are the same socket, unix:%s: give each its own", o->listen);
     return o->memory ? CLI_OK : cli_check_memory("the device", o->capacity_bytes);
 }
 

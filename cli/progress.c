@@ -40,9 +40,11 @@ static void draw(const struct progress *progress, uint64_t n_done, uint64_t n_to
     memset(bar, ' ', BAR_CELLS);
     memset(bar, '#', (size_t)full);
     bar[BAR_CELLS] = '\0';
-    fprintf(stderr, "\r%s [%s] %3.0f%% %llu/%llu %s, %.0f s left \x1b[K", progress->what, bar, part * 100,
-            (unsigned long long)n_done, (unsigned long long)n_total, progress->unit,
-            part > 0 ? elapsed_s / part - elapsed_s : 0.0);
+    fprintf(stderr, "\r%s [%s] %3.0f%% %llu/%llu %s", progress->what, bar, part * 100, (unsigned long long)n_done,
+            (unsigned long long)n_total, progress->unit);
+    if (part > 0)
+        fprintf(stderr, ", %.0f s left", elapsed_s / part - elapsed_s);
+    fputs(" \x1b[K", stderr);
     fflush(stderr);
 }
 

@@ -127,19 +127,30 @@ static bool on_one_device(const struct run *run, const struct nkv_seq *seq)
     return kv_parallel == NKV_KV_DATA || (kv_parallel == NKV_KV_AUTO && nkv_seq_device(seq) != NKV_ALL_DEVICES);
 }
 
+static bool is_spread(const struct run *run, const struct answer *answer)
+{
+    return answer->seq && !on_one_device(run, answer->seq);
+}
+
+static uint32_t count_spread(const struct run *run)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < run->n; i++)
+        n += is_spread(run, &run->answers[i]);
+    return n;
+}
+
 static json_t *kv_parallel_json(const struct run *run)
 {
     struct nkv_kv_parallel_report report;
-    int n_spread = 0;
 
     nkv_context_kv_parallel(run->session.context, &report);
-    for (uint32_t i = 0; i < run->n; i++)
-        n_spread += run->answers[i].seq && !on_one_device(run, run->answers[i].seq);
     return json_pack("{s:s, s:i, s:i, s:I, s:I, s:I, s:I, s:I}", "mapping", nkv_kv_parallel_name(report.kv_parallel),
-                     "devices", (int)report.n_devices, "sequences", n_spread, "commands", (json_int_t)report.n_commands,
-                     "messages", (json_int_t)report.n_messages, "select_rounds", (json_int_t)report.n_select_rounds,
-                     "to_device_bytes", (json_int_t)report.to_device_bytes, "from_device_bytes",
-                     (json_int_t)report.from_device_bytes);
+                     "devices", (int)report.n_devices, "sequences", (int)count_spread(run), "commands",
+                     (json_int_t)report.n_commands, "messages", (json_int_t)report.n_messages, "select_rounds",
+                     (json_int_t)report.n_select_rounds, "to_device_bytes", (json_int_t)report.to_device_bytes,
+                     "from_device_bytes", (json_int_t)report.from_device_bytes);
 }
 
 /* What belongs to one prompt. */
@@ -151,6 +162,9 @@ static void add_answer(const struct run *run, json_t *root, uint32_t i)
     json_object_set_new(root, "tokens", tokens_json(a));
     json_object_set_new(root, "n_prompt", json_integer((json_int_t)run->prompts[i].n_tokens));
     json_object_set_new(root, "n_generated", json_integer(a->n_tokens));
+    json_object_set_new(root, "device",
+                        a->seq && !is_spread(run, a) ? json_integer(nkv_seq_device(a->seq)) : json_null());
+    json_object_set_new(root, "spread", json_boolean(is_spread(run, a)));
     if (a->status < 0)
         json_object_set_new(root, "error", text_json(a->error, strlen(a->error)));
 }
@@ -164,8 +178,6 @@ static json_t *answers_json(const struct run *run)
         json_t *one = json_object();
 
         add_answer(run, one, i);
-        json_object_set_new(one, "device",
-                            a->seq && on_one_device(run, a->seq) ? json_integer(nkv_seq_device(a->seq)) : json_null());
         json_object_set_new(one, "ttft_ms", json_real((double)a->ttft_ns / 1e6));
         json_object_set_new(one, "tpot_ms", tpot_json(run, a->n_steps));
         add_stats(run, one, &a->stats);
@@ -241,6 +253,25 @@ static int print_answer(const struct run *run, uint32_t i)
     return CLI_OK;
 }
 
+/* Where the sequences lie, when there is a choice. */
+static void print_places(const struct run *run)
+{
+    uint32_t n_spread = count_spread(run), n_devices = run->session.n_devices;
+    const char *mapping = nkv_kv_parallel_name(
+        session_kv_parallel(&run->options.session) == NKV_KV_HEADS ? NKV_KV_HEADS : NKV_KV_CONTEXT);
+
+    if (n_devices == 1)
+        return;
+    if (n_spread == run->n)
+        fprintf(stderr, ", over %u devices (%s)", n_devices, mapping);
+    else if (n_spread > 0)
+        fprintf(stderr, ", %u of %u answers over %u devices (%s)", n_spread, run->n, n_devices, mapping);
+    else if (run->n > 1)
+        fprintf(stderr, ", each answer on one device");
+    else if (run->answers[0].seq)
+        fprintf(stderr, ", on device %u", nkv_seq_device(run->answers[0].seq));
+}
+
 int run_report_text(const struct run *run)
 {
     uint64_t n_prompt = 0, steps = 0;
@@ -254,8 +285,11 @@ int run_report_text(const struct run *run)
     }
     if (run->options.session_name)
         run_session_report(run);
-    if (isatty(STDERR_FILENO))
-        fprintf(stderr, "%llu prompt tokens in %.2f s, then %.1f tokens/s\n", (unsigned long long)n_prompt,
+    if (isatty(STDERR_FILENO)) {
+        fprintf(stderr, "%llu prompt tokens in %.2f s, then %.1f tokens/s", (unsigned long long)n_prompt,
                 (double)run->prefill_ns / 1e9, ratio(steps * 1000000000u, run->decode_ns));
+        print_places(run);
+        fputc('\n', stderr);
+    }
     return rc;
 }

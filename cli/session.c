@@ -106,6 +106,18 @@ int session_compute_bytes(const struct session *session, const struct nkv_seq_op
     return CLI_OK;
 }
 
+int session_check_shape(const struct session_options *options, const struct nkv_kv_shape *shape)
+{
+    if (nkv_kv_shape_check(shape) < 0)
+        return cli_usage("%s", nkv_last_error());
+    if (options->kv_parallel == NKV_KV_HEADS && shape->n_kv_heads % session_device_count(options))
+        return cli_usage(
+            "--kv-parallel tp: %u KV heads cannot be shared evenly by %u devices: give a number of devices "
+            "that divides them",
+            shape->n_kv_heads, session_device_count(options));
+    return CLI_OK;
+}
+
 int session_open_model(struct session *session, const struct session_options *options)
 {
     int status;
@@ -116,14 +128,7 @@ int session_open_model(struct session *session, const struct session_options *op
         return cli_fail("%s", nkv_last_error());
     nkv_model_info(session->model, &session->info);
     nkv_model_kv_shape(session->model, options->page_tokens, options->kv, options->digest, &session->shape);
-    if (nkv_kv_shape_check(&session->shape) < 0)
-        return cli_usage("%s", nkv_last_error());
-    if (options->kv_parallel == NKV_KV_HEADS && session->shape.n_kv_heads % session_device_count(options))
-        return cli_usage(
-            "--kv-parallel tp: %u KV heads cannot be shared evenly by %u devices: give a number of devices "
-            "that divides them",
-            session->shape.n_kv_heads, session_device_count(options));
-    return CLI_OK;
+    return session_check_shape(options, &session->shape);
 }
 
 static struct nkv_decoder_options decoder_options(const struct session *session, uint32_t max_batch)

@@ -103,6 +103,9 @@ struct session_need {
     uint32_t max_batch;
 };
 
+/* Whether sequences of a model of that shape can lie as the options say. returns: CLI_OK, or CLI_USAGE with a message.
+ */
+int session_check_shape(const struct session_options *options, const struct nkv_kv_shape *shape);
 /* returns: CLI_OK, CLI_FAILED, CLI_USAGE with a message; session_close is right after any of them. */
 int session_open_model(struct session *session, const struct session_options *options);
 /* Opens the PNM devices alone, unless they are open. */

@@ -8,7 +8,8 @@
 #define MAX_TOKENS (1u << 30)
 
 const char session_help[] =
-    "  -m, --model MODEL       GGUF file, or \"needle\" (default): the built-in model\n"
+    "  -m, --model MODEL       GGUF file, or \"needle\" (default): the built-in model, which can only complete\n"
+    "                          \"NAME is \" with the digits (at most five) that follow it in the text\n"
     "  --mode full|recall|pnm|png   where pages are selected and attended (default png)\n"
     "  --budget TOKENS         attended per step in the sparse modes (2048)\n"
     "  --page TOKENS           tokens per page (32)\n"

@@ -229,7 +229,8 @@ const struct sim_flag sim_flags[] = {
     {"gpus", "GPUs (2)", read_gpus},
     {"pnm", "PNM devices; 0: pages in the GPUs' memory (8)", read_pnm},
     {"kv-parallel",
-     "dp, tp, cp: a request on one PNM device, its KV heads over several, or its pages; auto: dp or cp (dp)",
+     "dp, tp, cp: a request on one PNM device, its KV heads over several, or its pages; auto: dp or cp; tp, cp and "
+     "auto model pnm, png and full (dp)",
      read_kv_parallel},
     {"kv-group", "tp, cp: PNM devices that share a request, or max; groups share the batch (max)", read_kv_group},
     {"tp", "GPUs of a tensor-parallel group; the groups are pipeline stages (a node's)", read_tp},

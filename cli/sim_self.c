@@ -81,7 +81,7 @@ static int steps(struct bench_decoder *d, uint32_t n_steps, struct bench_times *
             if (bench_decoder_step(d, i, s, &times[i * n_steps + s]) != CLI_OK)
                 return CLI_FAILED;
     }
-    return progress_interrupted() ? cli_fail("interrupted") : CLI_OK;
+    return bench_check_interrupt();
 }
 
 static struct bench_times least_of(const struct bench_times *times, uint32_t n)

@@ -20,11 +20,12 @@ int nkv_seq_name_check(const struct nkv_seq_name *name)
 
     for (size_t i = 0; good && i < n; i++)
         good = isalnum((unsigned char)name->name[i]) || strchr("-_.", name->name[i]);
-    for (size_t i = n; good && i < NKV_SEQ_NAME_BYTES; i++)
-        good = name->name[i] == '\0';
     if (!good)
-        FAIL(NKV_EINVAL, "the name '%.*s' of a sequence: use from 1 to %u letters, digits and -_., then zeros", (int)n,
-             name->name, NKV_SEQ_NAME_BYTES - 1);
+        FAIL(NKV_EINVAL, "the name '%.*s' of a sequence: use from 1 to %u letters, digits and -_.", (int)n, name->name,
+             NKV_SEQ_NAME_BYTES - 1);
+    for (size_t i = n; i < NKV_SEQ_NAME_BYTES; i++)
+        if (name->name[i])
+            FAIL(NKV_EINVAL, "the name '%s' of a sequence: byte %zu behind it is not zero", name->name, i - n);
     return 0;
 }
 

@@ -2,6 +2,7 @@
 """What the tests of the program share: running it and looking at its JSON."""
 import json
 import os
+import pty
 import subprocess
 
 NEARKV = os.environ['NEARKV']
@@ -13,6 +14,22 @@ def run(*args, status=0):
     done = subprocess.run([NEARKV, *map(str, args)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == status, f'{args}: exit {done.returncode}, wanted {status}: {done.stderr}'
     return (json.loads(done.stdout) if done.stdout else None), done.stderr
+
+
+def on_terminal(*args):
+    """Standard output, and what a terminal gets."""
+    terminal, slave = pty.openpty()
+    child = subprocess.Popen([NEARKV, *map(str, args)], stdout=subprocess.PIPE, stderr=slave)
+    os.close(slave)
+    answer, shown = child.stdout.read(), b''
+    try:
+        while more := os.read(terminal, 65536):
+            shown += more
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    os.close(terminal)
+    assert child.wait() == 0, shown
+    return answer, shown
 
 
 def haystack(path, n_bytes, *keys):

@@ -3,7 +3,17 @@
 # The benchmarks run on small shapes in every mode and print the fields that scripts read. Nothing is timed against a limit.
 set -euo pipefail
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - <<'PY'
-from check import fields, run
+import signal
+import subprocess
+import time
+
+from check import NEARKV, fields, on_terminal, run
+
+
+def text_of(*args):
+    return subprocess.run([NEARKV, *map(str, args)], capture_output=True, text=True, check=True).stdout
+
+
 
 for mode in 'full', 'recall', 'pnm', 'png':
     for kv in 'f16', 'q8_0':
@@ -38,6 +48,17 @@ for batch, mode in (3, 'png'), (1, 'pnm'):
 for bench in 'decode', 'serve':
     assert '--micro-batches' in run('bench', bench, '--micro-batches', 3, status=2)[1]
 
+# Ctrl-C ends what is measured, or the filling before it, with a message.
+for args in (('attend', '--ctx', 2000000, '--kv-heads', 1, '--dim', 64), ('decode', '--shape', 'tiny-256', '--ctx', 500, '--steps', 100000),
+             ('prefill', '--shape', 'tiny-256', '--ctx', 400000)):
+    child = subprocess.Popen([NEARKV, 'bench', *map(str, args)], stderr=subprocess.PIPE, text=True)
+    while not int(next(line for line in open(f'/proc/{child.pid}/status') if line.startswith('SigCgt')).split()[1], 16) & 1 << (signal.SIGINT - 1):
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 1 and err == 'nearkv: interrupted\n', (args, child.returncode, err)
+
 three = {'p50': float, 'p90': float, 'p99': float}
 want = {'schema': str, 'model': str, 'mode': str, 'batch': int, 'micro_batches': int, 'failed': int, 'wall_s': float, 'ttft_ms': three, 'tpot_ms': three,
         'queue_ms': three, 'steps': int, 'moves': int, 'most_running': int, 'busiest_to_mean': float, 'busiest_to_mean_bytes': float,
@@ -57,11 +78,15 @@ for model in ('-m', 'needle'), ('--shape', 'needle-256'):
             assert 0 < out[name]['p50'] <= out[name]['p90'] <= out[name]['p99'] < out['wall_s'] * 1000
         assert out['queue_ms']['p50'] < out['ttft_ms']['p50'] and out['busiest_to_mean'] >= 1
         devices = out['devices']
-        assert len(devices) == 2 and all(d['busy_s'] > 0 for d in devices)
+        assert [d['name'] for d in devices] == ['cpu0', 'cpu1'] and all(d['busy_s'] > 0 for d in devices)
         assert sum(d['sequences'] for d in devices) == 9 and sum(d['output_tokens'] for d in devices) == 9 * 4
         n = sum(d['prefill_tokens'] for d in devices)
         assert n == 9 * 99 if lengths == 'fixed:100' else 9 * 9 <= n <= 9 * 2047
         assert prompts.setdefault(lengths, n) == n, 'the load depends on the seed alone'
+
+# No estimate of what is left before there is one: the first request comes after 1.2 s.
+_, shown = on_terminal('bench', 'serve', '--requests', 1, '--arrivals', 'poisson:1', '--seed', 3, '--lengths', 'fixed:9', '--outputs', 2)
+assert b' 0/1 requests \x1b[K' in shown and b' 0/1 requests,' not in shown, shown
 
 # What lies on all devices is counted once, beside what lies on each.
 for mapping in 'auto', 'cp':
@@ -72,6 +97,13 @@ for mapping in 'auto', 'cp':
     assert kv['mapping'] == mapping and kv['sequences'] > 0 and out['failed'] == 0, (kv, out)
     assert kv['sequences'] + sum(d['sequences'] for d in out['devices']) == 6, (kv, out)
     assert kv['output_tokens'] + sum(d['output_tokens'] for d in out['devices']) == 6 * 3, (kv, out)
+# In text what lies on all comes first, and a device of which each has a part shows no sequences of its own.
+for mapping, lines in (('dp', ['device 0 ', 'device 1 ']), ('cp', ['all devices (cp): 1 sequence, 8 prompt and 2 output tokens', 'device 0 ', 'device 1 '])):
+    text = text_of('bench', 'serve', '--lengths', 'fixed:9', '--requests', 1, '--outputs', 2, '--devices', 2, '--threads', 1, '--kv-parallel', mapping)
+    shown = [line for line in text.splitlines() if 'device' in line][:-1]
+    assert len(shown) == len(lines) and all(s.startswith(want) for s, want in zip(shown, lines)), text
+    assert all(('sequence' in line) == (mapping == 'dp') for line in shown if line.startswith('device')) and ': 1 request, ' in text, text
+
 # A prompt that is filled in costs what its keys and values are; each of two tokens reads the 32 pages of 32 tokens of 64 dimensions, K and V.
 page = 32 * 64 * 2 * 2
 out = run('bench', 'serve', '--shape', 'tiny-256', '--fill', '--kv', 'f16', '--mode', 'full', '--lengths', 'fixed:1000', '--requests', 3,
@@ -83,10 +115,18 @@ assert out['devices'][0]['read_bytes'] == 3 * 2 * 32 * page and out['devices'][0
 out = run('bench', 'serve', '--shape', 'tiny-256', '--fill', '--lengths', 'fixed:10', '--requests', 40, '--outputs', '3-5', '--threads', 1, '--json')[0]
 assert 40 * 3 < out['devices'][0]['output_tokens'] < 40 * 5 and out['load']['outputs'] == 5 and out['load']['least_outputs'] == 3, out
 
-for flags, message in ((('--arrivals', 'often'), 'poisson:R'), (('--arrivals', 'poisson:0'), 'poisson:'),
-                       (('--lengths', 'fixed:0'), 'fixed:'), (('--lengths', 'uniform:9-3'), 'A-B'),
-                       (('--lengths', 'normal:3'), 'loguniform:A-B'), (('--outputs', 1), '--outputs'), (('--outputs', '9-3'), '--outputs A-B'),
-                       (('--outputs', '-5'), '--outputs -5'), (('--outputs', '2' * 40 + '-9'), '2-9'),
-                       (('--step-tokens', 100), 'need at least 520'), (('--shape', 'gpt-9'), '--shape')):
+# What is wrong is told as it was given, with what would be right.
+for flag, value, message in (('--arrivals', 'often', 'poisson:R'), ('--arrivals', 'poisson:0', 'from 1e-06 to 1e+06'), ('--arrivals', 'poisson:', 'poisson:R'),
+                             ('--lengths', 'fixed:0', 'fixed:N'), ('--lengths', 'fixed:3-9', 'fixed:N'), ('--lengths', 'uniform:9-3', 'A not more than B'),
+                             ('--lengths', 'uniform:9', 'A-B'), ('--lengths', 'loguniform:1-999M', 'to 268435456'), ('--lengths', 'normal:3', 'loguniform:A-B'),
+                             ('--outputs', '1', 'from 2'), ('--outputs', '9-3', 'A not more than B'), ('--outputs', '-5', 'A-B'), ('--outputs', '2-', 'A-B'),
+                             ('--outputs', '2' * 40 + '-9', 'from 2'), ('--step-tokens', '100', 'need at least 520')):
+    err = run('bench', 'serve', flag, value, status=2)[1]
+    assert f'{flag} {value}: ' in err and message in err and err.count('\n') == 1, err
+for flags, message in ((('--shape', 'gpt-9'), '--shape'), (('--shape', 'tiny-256', '-m', 'needle'), '-m needle and --shape tiny-256'),
+                       (('--weights', 'f32'), 'give their --shape'), (('--batch', 1, '--micro-batches', 2), 'has no halves')):
     assert message in run('bench', 'serve', *flags, status=2)[1], flags
+for shape, devices in (('--shape', 'tiny-256'), 4), (('--shape', 'llama-3.2-1b'), 3), ((), 3):
+    err = run('bench', 'serve', *shape, '--devices', devices, '--kv-parallel', 'tp', status=2)[1]
+    assert f'KV heads cannot be shared evenly by {devices} devices' in err and err.count('\n') == 1, err
 PY

@@ -7,13 +7,12 @@ trap 'rm -rf "$tmp"' EXIT
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" <<'PY'
 import itertools
 import os
-import pty
 import signal
 import subprocess
 import sys
 import time
 
-from check import NEARKV, fields, haystack, run
+from check import NEARKV, fields, haystack, on_terminal, run
 
 tmp = sys.argv[1]
 text = f'{tmp}/text'
@@ -21,7 +20,8 @@ haystack(text, 8000, ('pass', '31415'), ('other', '27'))
 sparse = ['--prefill', 'sparse', '--prefill-budget', 512, '--budget', 512]
 number = (int, float)
 SCHEMA = {
-    'schema': str, 'mode': str, 'model': str, 'text': str, 'tokens': list, 'n_prompt': int, 'n_generated': int, 'prefill_s': float,
+    'schema': str, 'mode': str, 'model': str, 'text': str, 'tokens': list, 'n_prompt': int, 'n_generated': int,
+    'device': (int, type(None)), 'spread': bool, 'prefill_s': float,
     'decode_s': float, 'ttft_ms': float, 'tpot_ms': {'mean': float, 'p50': float, 'p99': float}, 'tokens_per_s': float,
     'kv': {'page_tokens': int, 'dtype': str, 'pages': int, 'bytes': int, 'digest_bytes': int},
     'select': {'budget_tokens': int, 'attended_tokens_mean': number}, 'steady': {'resident_pages': int, 'hit_ratio': number},
@@ -35,6 +35,10 @@ for mode in ('full', 'recall', 'pnm', 'png'):
         assert (compute is not None) == (mode in ('recall', 'png'))
         kv = got.pop('kv_parallel', {'mapping': 'dp'})  # two devices and one long text: it lies on both
         assert kv['mapping'] == ('auto' if devices == 2 else 'dp') and kv.get('sequences', 1) == 1, kv
+        tpot = got['tpot_ms']  # of the steps after the first: five tokens and the end, so that p99 is the longest
+        assert 0 < tpot['p50'] <= tpot['p99'] and tpot['mean'] <= tpot['p99'] < 1000 * got['decode_s'] <= 6.01 * tpot['p99'], got
+        assert abs(6 * tpot['mean'] - 1000 * got['decode_s']) < 1e-3, got
+        assert (got['device'], got['spread']) == ((None, True) if devices == 2 else (0, False)), got
         fields(got, SCHEMA)
         assert got['schema'] == 'nearkv.run/1' and got['mode'] == mode and got['text'] == '31415.', got
         assert got['n_generated'] == len(got['tokens']) == 6 and got['n_prompt'] > 8000
@@ -66,6 +70,7 @@ for mapping, devices in (('cp', 3), ('tp', 2)):
         kv = got.pop('kv_parallel')
         fields(got, SCHEMA)
         assert got['tokens'] == one['tokens'] and kv['mapping'] == mapping and kv['devices'] == devices, (got['text'], kv)
+        assert got['device'] is None and got['spread'], got
         assert kv['messages'] > kv['commands'] > 0 and (kv['select_rounds'] > 0) == (mapping == 'cp' or select == 'layer'), kv
         used = [d['used_bytes'] for d in got['devices']]
         assert max(used) < 1.1 * one['devices'][0]['used_bytes'] / devices and min(used) > 0.8 * max(used), used
@@ -95,7 +100,7 @@ for mode in 'pnm', 'png':
     alone = [run('run', *ask, '--mode', mode, *sparse[:4], '--json')[0]['tokens'] for ask in (short, ['-p', long])]
     got, _ = run('run', *short, '-p', long, *short, '--mode', mode, *sparse[:4], '--devices', 2, '--kv-parallel', 'auto', '--json')
     assert [a['tokens'] for a in got['answers']] == [alone[0], alone[1], alone[0]], got['answers']
-    assert [a['device'] for a in got['answers']] == [0, None, 1] and got['kv_parallel']['sequences'] == 1, got
+    assert [(a['device'], a['spread']) for a in got['answers']] == [(0, False), (None, True), (1, False)] and got['kv_parallel']['sequences'] == 1, got
     assert all(0 < d['used_bytes'] <= d['capacity_bytes'] for d in got['devices']), got['devices']
 got, _ = run('run', '-f', text, *ask, '--mode', 'pnm', '--devices', 2, *sparse, '--json')
 assert [a['text'] for a in got['answers']] == ['31415.', '27.', ''] and got['kv_parallel']['sequences'] == 3, got
@@ -143,18 +148,16 @@ one = [run('run', '-p', 'x is ', '--temp', 50, '--seed', s, '-n', 20, '--json', 
 assert one[0] == one[1] and one[0] != one[2], one
 
 # A terminal gets a progress bar of the prefill; it goes when the answer comes, and a pipe never sees it.
-terminal, slave = pty.openpty()
-child = subprocess.Popen([NEARKV, 'run', '-f', text, '-p', 'The pass key is ', *map(str, sparse)], stdout=subprocess.PIPE, stderr=slave)
-os.close(slave)
-answer = child.stdout.read()
-shown = b''
-try:
-    while more := os.read(terminal, 65536):
-        shown += more
-except OSError:  # how Linux says that the other side is closed
-    pass
-assert child.wait() == 0 and answer == b'31415.\n', answer
-assert b'prefill' in shown and b'100' in shown and b'\r' in shown and b'tokens/s' in shown, shown
+answer, shown = on_terminal('run', '-f', text, '-p', 'The pass key is ', *sparse)
+assert answer == b'31415.\n', answer
+assert b'prefill' in shown and b'100' in shown and b'\r' in shown and b'tokens/s\r\n' in shown, shown
+# With several devices it is told where the text lies.
+for args, words in ((['-f', text, '-p', 'The pass key is ', '--devices', 2, *sparse], b'tokens/s, over 2 devices (cp)'),
+                    (['-f', text, *ask, '--devices', 2, '--kv-parallel', 'tp', *sparse], b'tokens/s, over 2 devices (tp)'),
+                    ([*short, '--devices', 2], b'tokens/s, on device 0'),
+                    ([*short, *short, '--devices', 2], b'tokens/s, each answer on one device'),
+                    ([*short, '-p', long, *short, *sparse[:4], '--devices', 2], b'tokens/s, 1 of 3 answers over 2 devices (cp)')):
+    assert words + b'\r\n' in on_terminal('run', *args)[1], args
 
 # A trace per device.
 run('run', '-f', text, '-p', 'The pass key is ', '--trace', f'{tmp}/trace', '--json', *sparse)

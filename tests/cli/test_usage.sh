@@ -55,6 +55,8 @@ expect 2 "unknown device 'gpu'" run -p x --device gpu
 expect 2 '--session NAME' run -p x --continue
 expect 2 'outlives this run' run -p x --session s
 expect 2 'ends with this run' run -p x --session s --device cpu
+expect 2 "name 'a b' of a sequence: use from 1 to 55 letters, digits and -_." run -p x --session 'a b' --memory "file:$tmp/names:64M"
+[[ $(cat "$tmp/err") != *zero* ]] || { echo "a session's name is told about zeros: $(cat "$tmp/err")"; failed=1; }
 expect 2 'holds one text' run -p x -p y --session s --device "unix:$tmp/none"
 expect 2 '--memory anon:1M' run -p x --memory anon:1M
 expect 2 'is one device' run -p x --memory dax:/dev/dax0.0 --devices 2
@@ -90,6 +92,10 @@ expect 2 'is it a DAX device' pnmd --memory dax:/dev/null --listen unix:"$tmp/s"
 expect 2 'for --memory file' pnmd --memory anon:64M --format --listen unix:"$tmp/s"
 expect 2 'anon:SIZE' pnmd --memory 64M --listen unix:"$tmp/s"
 expect 2 'numa:N:SIZE' pnmd --memory numa:0 --listen unix:"$tmp/s"
+expect 2 "--memory numa:x:1G: 'x' is no NUMA node" pnmd --memory numa:x:1G --listen unix:"$tmp/s"
+expect 2 "--memory anon:1X: '1X' is no size: give bytes, or a whole number with K, M, G or T" pnmd --memory anon:1X --listen unix:"$tmp/s"
+expect 2 'from 1M on' pnmd --memory numa:0:1K --listen unix:"$tmp/s"
+expect 2 'are the same socket' pnmd --memory anon:64M --listen unix:"$tmp/s" --metrics unix:"$tmp/s"
 expect 1 'is missing' pnmd --memory anon:900T --listen unix:"$tmp/s"
 expect 2 'unix:PATH' pnmd --memory anon:64M --listen "$tmp/s"
 expect 2 'is no socket' pnmd --memory anon:64M --listen unix:"$tmp"
