@@ -61,6 +61,8 @@ static bool run_one(struct nkv_serve *serve, struct serve_client *client)
     if (status <= 0)
         return false;
     cqe = nkv_cpu_run(serve->cpu, client->number, client->window.base, client->window_bytes, &cmd);
+    if (cqe.res == NKV_ENOSPC)
+        nkv_serve_explain_absent(serve);
     client->n_commands++;
     client->busy_ns += cqe.end_ns - cqe.start_ns;
     client->read_bytes += serve->cpu->read_bytes;

@@ -88,6 +88,10 @@ uint32_t nkv_serve_forget(struct nkv_serve *serve, uint32_t number);
 /* To be called when the core was opened: the time of grace begins. */
 void nkv_serve_await_absent(struct nkv_serve *serve);
 uint32_t nkv_serve_count_absent(const struct nkv_serve *serve);
+/* What is kept for them, and for how long. */
+void nkv_serve_fill_absent(const struct nkv_serve *serve, struct nkv_device_stat *stat);
+/* Adds it to the message of a command that failed for lack of room. */
+void nkv_serve_explain_absent(const struct nkv_serve *serve);
 /* Forgets absent clients whose time of grace has passed. */
 void nkv_serve_expire_absent(struct nkv_serve *serve, uint64_t now_ns);
 /* Milliseconds until then; -1: no client is awaited. */

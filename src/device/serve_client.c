@@ -259,6 +259,7 @@ static void answer(struct nkv_serve *serve, struct serve_client *client, const s
         answer.capacity_bytes = serve->cpu->capacity_bytes;
         answer.bytes = request->head.kind == NKV_WIRE_HELLO ? sizeof(struct nkv_ring) : client->window_bytes;
         answer.stat = nkv_cpu_read_stat(serve->cpu);
+        nkv_serve_fill_absent(serve, &answer.stat);
         memcpy(answer.name, serve->name, sizeof answer.name);
     }
     if (nkv_wire_send(client->fd, &answer, sizeof answer, fd) < 0)

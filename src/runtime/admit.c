@@ -9,6 +9,7 @@
  */
 #include "runtime/runtime.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "policy/place.h"
@@ -192,9 +193,23 @@ static uint64_t largest(const struct nkv_context *context)
     return most;
 }
 
+/* Room that a restarted device keeps is no sequence's that anybody could close. */
+static const char *kept(const struct port *ports, uint32_t n, char text_out[160])
+{
+    struct nkv_device_stat stat;
+
+    text_out[0] = '\0';
+    for (uint32_t i = 0; i < n && !*text_out; i++)
+        if (port_stat(&ports[i], &stat) == 0 && stat.n_absent_pages)
+            snprintf(text_out, 160, "; device %u (%s) keeps %u pages for clients that are gone, for up to %u s",
+                     ports[i].index, ports[i].caps.name, stat.n_absent_pages, stat.absent_ms / 1000 + 1);
+    return text_out;
+}
+
 static int refuse(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t need, uint64_t most_free)
 {
     uint64_t most = largest(context);
+    char note[160];
 
     if (need <= most_free || (need > most && context->group && context->group_port->refused))
         FAIL(NKV_ENOSPC, "%s", context->refusal); /* there is room by what the devices count */
@@ -205,8 +220,9 @@ static int refuse(const struct nkv_context *context, const struct nkv_seq *seq, 
              seq->options.max_tokens, mib(need), mib(most), mib(need - most));
     FAIL(NKV_ENOSPC,
          "%u tokens need %.1f MiB on one device: the most that is free is %.1f MiB, %.1f MiB are missing; it fits when "
-         "other sequences are closed (the largest device has %.1f MiB)",
-         seq->options.max_tokens, mib(need), mib(most_free), mib(need - most_free), mib(most));
+         "other sequences are closed (the largest device has %.1f MiB)%s",
+         seq->options.max_tokens, mib(need), mib(most_free), mib(need - most_free), mib(most),
+         kept(context->ports, context->options.n_devices, note));
 }
 
 static int check_compute(const struct nkv_context *context, uint64_t need)
@@ -258,6 +274,7 @@ static int check_group(const struct nkv_context *context, const struct nkv_seq *
     for (uint32_t i = 0; i < group_size(group); i++) {
         const struct port *port = group_member(group, i);
         uint64_t need = 0, page = 0, have = 0;
+        char note[160];
 
         TRY(part_bytes(context, seq, i, &need, &page));
         have = port->caps.capacity_bytes;
@@ -266,9 +283,9 @@ static int check_group(const struct nkv_context *context, const struct nkv_seq *
         if (need > have)
             FAIL(NKV_ENOSPC,
                  "%u tokens over %u devices (%s) need %.1f MiB on device %u (%s): %.1f MiB of %.1f MiB are free, %.1f "
-                 "MiB are missing; close other sequences, give more capacity or more devices",
+                 "MiB are missing; close other sequences, give more capacity or more devices%s",
                  seq->options.max_tokens, group_size(group), name, mib(need), i, port->caps.name, mib(have),
-                 mib(port->caps.capacity_bytes), mib(need - have));
+                 mib(port->caps.capacity_bytes), mib(need - have), ever ? "" : kept(port, 1, note));
     }
     return 0;
 }
