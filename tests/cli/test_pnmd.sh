@@ -208,6 +208,20 @@ assert got['text'] == want['answers'][0]['text'], got
 assert stat(path3)['absent_clients'] == 2
 stop(three, path3)
 
+# A device that goes under a load: its requests fail, the others and those that come go on, and the report says so.
+three, path3 = start('pnm3')
+serve = subprocess.Popen([NEARKV, 'bench', 'serve', '--device', devices[1], '--device', f'unix:{path3}', '--fill', '--requests', '60', '--batch', '8',
+                          '--arrivals', 'poisson:30', '--lengths', 'fixed:1024', '--json'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+atexit.register(serve.kill)
+until(lambda: stat(path3)['commands'] > 100)
+three.kill()
+three.wait()
+out, err = serve.communicate(timeout=120)
+got = json.loads(out)
+assert serve.returncode == 1 and f'{got["failed"]} requests failed: device 1 (pnm3)' in err and 'its process ended' in err, err
+assert 0 < got['failed'] <= 8 and [d['lost'] for d in got['devices']] == [False, True], got
+assert got['devices'][0]['output_tokens'] >= (60 - got['failed'] - got['devices'][1]['sequences']) * 32 and got['devices'][0]['busy_s'] > 0, got
+
 # --watch ends with the device; SIGTERM and SIGINT end it well.
 watch = subprocess.Popen([NEARKV, 'pnm', 'stat', devices[0], '--watch', '--json'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 assert watch.stdout.readline().startswith('{"schema":"nearkv.pnm.stat/1"')
