@@ -180,7 +180,9 @@ static int adopt_shape(struct nkv_serve *serve, const struct nkv_kv_shape *shape
         (count_attached(serve) + nkv_serve_count_absent(serve) > 0 || nkv_cpu_read_stat(serve->cpu).n_sequences > 0)) {
         describe(&serve->cpu->shape, have);
         describe(shape, want);
-        FAIL(NKV_ESTATE, "it holds %s for others: %s has to wait until they leave and published sequences are removed",
+        FAIL(NKV_ESTATE,
+             "it holds %s for others: %s has to wait until they leave and sessions are removed (nearkv pnm list, "
+             "remove)",
              have, want);
     }
     TRY(nkv_serve_open_core(serve, shape));
