@@ -485,7 +485,7 @@ static int group_caps(struct nkv_device *device, struct nkv_device_caps *caps_ou
 
 static const struct nkv_device_ops ops = {
     .abi = NKV_DEVICE_ABI,
-    .backend = "group",
+    .backend = GROUP_BACKEND,
     .caps = group_caps,
     .map = group_map,
     .submit = group_submit,

@@ -41,9 +41,11 @@ struct orphan {
     uint16_t flags; /* of SEQ_CLOSE */
 };
 
+#define GROUP_BACKEND "group" /* of the device that stands for all */
 struct port {
     struct nkv_device *device;
     struct nkv_device_caps caps;
+    char label[96]; /* for messages: "device 1 (pnm1)", "all devices (cp over 2)" */
     uint32_t index;
     uint8_t *window;
     uint64_t window_bytes, lane_bytes;

@@ -100,8 +100,7 @@ static int open_on(struct nkv_context *context, struct port *port, struct nkv_cm
     n_kept = open_next(context, port, &cmd, id_out);
     TRY(n_kept);
     if ((uint32_t)n_kept > n_tokens)
-        FAIL(NKV_EDEVICE, "device %u (%s) says that a sequence of at most %u tokens holds %d", port->index,
-             port->caps.name, n_tokens, n_kept);
+        FAIL(NKV_EDEVICE, "%s says that a sequence of at most %u tokens holds %d", port->label, n_tokens, n_kept);
     return n_kept;
 }
 
