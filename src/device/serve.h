@@ -52,6 +52,7 @@ struct nkv_serve {
     int stop_fd;
     int memory_fd; /* holds the lock of memory that outlives the process; -1: there is none */
     _Atomic uint32_t stop;
+    uint64_t memory_bytes; /* of such memory, tables included */
     bool stopping;
     bool closing; /* clients are sent away, but not for good: their sequences stay */
     uint64_t begin_ns, polled_ns;

@@ -61,6 +61,7 @@ def stop(child, path):
 one, path1 = start('pnm1', '--metrics', f'unix:{tmp}/metrics')
 two, path2 = start('pnm2')
 devices = [f'unix:{path1}', f'unix:{path2}']
+assert stat(path2)['capacity_bytes'] == 256 << 20 and stat(path2)['pages']['total'] == 0
 assert os.stat(path1).st_mode & 0o777 == 0o600 and os.stat(f'{tmp}/metrics').st_mode & 0o777 == 0o600
 
 # The same tokens in every mode; two processes, or a process and a device of this one, hold a sequence each.
@@ -183,7 +184,9 @@ assert rc == 0 and 'pnm3' in err and 'is there again' in err and out == want['an
 until(lambda: stat(path3)['clients'] == [])
 assert stat(path3)['used_bytes'] == 0
 rc, out, err = disturbed(in_prefill, *ask, '-p', 'The pass key is ')
-assert rc == 1 and 'its process ended' in err and 'waiting' not in err, err
+assert rc == 1 and 'its process ended' in err and 'waiting' not in err and err.count('--reconnect') == 1, err
+rc, out, err = disturbed(in_prefill, *spread)
+assert rc == 1 and 'all devices (cp over 2): out of order: NKV_EDEVICE: device 0 (pnm3): ' in err and err.count('--reconnect') == 1, err
 stop(three, path3)
 kept = 'anon:64M'
 three, path3 = start('pnm3', memory=kept)
@@ -192,6 +195,15 @@ assert rc == 1 and 'is there again' in err and 'cannot go on' in err and 'no seq
 rc, out, err = disturbed(in_prefill, *spread, '--reconnect')
 assert rc == 1 and 'is there again' in err and 'cannot go on' in err and 'pnm3' in err and 'no sequence' in err, err
 stop(three, path3)
+
+# Before the first client it tells what memory it has. A node that is not there is refused at once.
+empty, path4 = start('pnm4', memory=f'file:{tmp}/empty:3M')
+assert stat(path4)['capacity_bytes'] == 3 << 20 and stat(path4)['pages']['bytes'] == 0
+got = subprocess.run([NEARKV, 'pnm', 'stat', f'unix:{path4}'], stdout=subprocess.PIPE, text=True, check=True).stdout
+assert got.startswith('pnm4: 3.1 MB of memory, which the first client divides'), got
+stop(empty, path4)
+_, err = run('pnmd', '--memory', 'numa:999:64M', '--listen', f'unix:{tmp}/none', status=2)
+assert 'no NUMA node 999: the nodes of this machine are 0' in err and not os.path.exists(f'{tmp}/none'), err
 
 # Clients that are gone hold nearly all pages of a device that was restarted, though not its bytes: it is passed over, or says so.
 kept = f'file:{tmp}/small:32M'
