@@ -60,18 +60,26 @@ void answer_fail(struct answer *answer, int status, const char *message)
     snprintf(answer->error, sizeof answer->error, "%s", message);
 }
 
-/* Brings back the sequences whose device was lost. */
+static bool is_lost(const struct generation *g, const struct answer *answer)
+{
+    return !answer->done && reconnect_may_help(g->session, nkv_seq_status(answer->seq));
+}
+
+static bool any_lost(const struct generation *g)
+{
+    for (uint32_t i = 0; i < g->n_answers; i++)
+        if (is_lost(g, &g->answers[i]))
+            return true;
+    return false;
+}
+
+/* Brings back the sequences whose device was lost; again, if it is lost meanwhile. */
 static void revive(const struct generation *g)
 {
-    bool lost = false;
-
-    for (uint32_t i = 0; i < g->n_answers; i++)
-        lost |= !g->answers[i].done && reconnect_may_help(g->session, nkv_seq_status(g->answers[i].seq));
-    if (!lost || !reconnect_devices(g->session))
-        return;
-    for (uint32_t i = 0; i < g->n_answers; i++)
-        if (!g->answers[i].done && reconnect_may_help(g->session, nkv_seq_status(g->answers[i].seq)))
-            (void)reconnect_seq(g->answers[i].seq);
+    while (any_lost(g) && reconnect_devices(g->session))
+        for (uint32_t i = 0; i < g->n_answers; i++)
+            if (is_lost(g, &g->answers[i]))
+                (void)reconnect_seq(g->answers[i].seq);
 }
 
 static void batch_fill(const struct generation *g, struct batch *batch)

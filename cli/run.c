@@ -211,7 +211,7 @@ static int load_prompts(struct run *run)
 
 /* ---- Prefill ----------------------------------------------------------------------------------------------------- */
 
-/* A sequence that its device fails ends there, with its status; decoding reports it and the others go on. */
+/* A sequence that its device fails ends there, with its status, and the others go on. */
 static int prefill(struct run *run, struct nkv_seq *seq, const int32_t *tokens, size_t n)
 {
     uint32_t begin = nkv_seq_length(seq), done;
@@ -222,9 +222,9 @@ static int prefill(struct run *run, struct nkv_seq *seq, const int32_t *tokens, 
         progress_start(&progress, "prefill", "tokens");
         status = nkv_prefill(run->session.decoder, seq, tokens + done, n - done, NULL, progress_update, &progress);
         progress_end(&progress);
-        if (status < 0 && reconnect_may_help(&run->session, nkv_seq_status(seq)) && reconnect_devices(&run->session) &&
-            reconnect_seq(seq))
-            status = 0;
+        while (status < 0 && reconnect_may_help(&run->session, nkv_seq_status(seq)) && reconnect_devices(&run->session))
+            if (reconnect_seq(seq)) /* else the device may be lost again */
+                status = 0;
     }
     if (status == NKV_ECANCELED)
         return cli_fail("interrupted during prefill");
@@ -272,7 +272,7 @@ static int open_sequence(struct run *run, uint32_t i)
     struct nkv_seq *base = run->n_bases ? run->bases[i % run->n_bases] : NULL;
     struct nkv_seq_options seq;
     uint32_t n_there;
-    int status;
+    int status, rc;
 
     if (base && nkv_seq_status(base) < 0) {
         answer_fail(answer, nkv_seq_status(base), nkv_seq_error(base));
@@ -286,7 +286,10 @@ static int open_sequence(struct run *run, uint32_t i)
     answer->start_ns = run->start_ns;
     answer->last_prompt_token = prompt->tokens[prompt->n_tokens - 1];
     n_there = run->options.session_name ? run_session_reused(run) : run->n_prefix;
-    return prefill(run, answer->seq, prompt->tokens + n_there, prompt->n_tokens - 1 - n_there);
+    rc = prefill(run, answer->seq, prompt->tokens + n_there, prompt->n_tokens - 1 - n_there);
+    if (nkv_seq_status(answer->seq) < 0) /* now: a device that comes back later must not go on from half a prompt */
+        answer_fail(answer, nkv_seq_status(answer->seq), nkv_seq_error(answer->seq));
+    return rc;
 }
 
 static void close_bases(struct run *run)

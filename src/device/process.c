@@ -15,6 +15,7 @@
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
@@ -142,9 +143,12 @@ static int process_map(struct nkv_device *device, uint64_t bytes, void **window_
         FAIL(NKV_ESTATE, "the window cannot grow while %u commands are in flight: reap them first",
              nkv_ring_in_flight(&p->ring));
     TRY(ask(p, (struct nkv_wire_request){.head = nkv_wire_head(NKV_WIRE_MAP), .bytes = bytes}, &answer, &fd));
-    status = nkv_region_attach(fd, answer.bytes, &window);
+    status = answer.bytes >= bytes
+                 ? nkv_region_attach(fd, answer.bytes, &window)
+                 : nkv_fail(NKV_EDEVICE, "it made a window of %" PRIu64 " bytes, not of %" PRIu64, answer.bytes, bytes);
     close(fd);
-    TRY(status);
+    if (status < 0) /* it uses the new one already */
+        return lose(p);
     nkv_region_close(&p->window);
     p->window = window;
     *window_out = window.base;

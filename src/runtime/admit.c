@@ -370,6 +370,15 @@ static int choose(struct nkv_context *context, const struct nkv_seq *seq, uint64
     return nkv_place_or_spread(context->loads, context->free_bytes, n, &all, &part);
 }
 
+/* Who asks a device for its room may be the first to learn that it is gone; unless that is noted, nobody recovers it.
+ */
+static int note_loss(struct nkv_context *context, struct port *port, int status)
+{
+    if (status == NKV_EDEVICE && port->status == 0)
+        port_fail(context, port, status, nkv_last_error());
+    return status;
+}
+
 int seq_place(struct nkv_context *context, struct nkv_seq *seq, bool whole)
 {
     uint64_t home = 0, compute = 0, most;
@@ -378,8 +387,10 @@ int seq_place(struct nkv_context *context, struct nkv_seq *seq, bool whole)
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
     if (context->group && !context->shares) {
         seq->home = context->group_port;
-        TRY(check_group(context, seq, false));
-        return seq->home->refused ? nkv_fail(NKV_ENOSPC, "%s", context->refusal) : check_compute(context, compute);
+        TRY(note_loss(context, context->group_port, check_group(context, seq, false)));
+        if (seq->home->refused)
+            FAIL(NKV_ENOSPC, "%s", context->refusal);
+        return note_loss(context, context->compute, check_compute(context, compute));
     }
     TRY(context_survey(context, per_page(home, seq->max_pages)));
     most = most_free(context);
@@ -390,7 +401,7 @@ int seq_place(struct nkv_context *context, struct nkv_seq *seq, bool whole)
         TRY(check_group(context, seq, false));
     if (port < 0)
         return refuse(context, seq, home, most);
-    TRY(check_compute(context, compute));
+    TRY(note_loss(context, context->compute, check_compute(context, compute)));
     seq->home = &context->ports[port];
     return 0;
 }
@@ -415,10 +426,10 @@ int nkv_seq_can_fit(const struct nkv_context *context, const struct nkv_seq_opti
     return compute > 0 && (!side || compute > side->caps.capacity_bytes) ? check_compute(context, compute) : 0;
 }
 
-int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *seq)
+int seq_check_compute(struct nkv_context *context, const struct nkv_seq *seq)
 {
     uint64_t home = 0, compute = 0;
 
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
-    return check_compute(context, compute);
+    return note_loss(context, context->compute, check_compute(context, compute));
 }

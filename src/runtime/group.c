@@ -71,8 +71,7 @@ int group_add(struct group *group, struct group_entry *entry, uint32_t member, c
 
 static int lose(struct group *group, const struct port *member, int status, const char *reason)
 {
-    snprintf(group->error, sizeof group->error, "device %u (%s): %s", member->index, member->caps.name,
-             *reason ? reason : nkv_status_name(status));
+    snprintf(group->error, sizeof group->error, "%s: %s", member->label, *reason ? reason : nkv_status_name(status));
     group->status = status;
     FAIL(status, "%s", group->error);
 }
@@ -90,8 +89,7 @@ static void entry_fail(struct group_entry *entry, const struct port *member, int
         return;
     entry->res = status;
     if (member)
-        snprintf(entry->error, sizeof entry->error, "device %u (%s): %s", member->index, member->caps.name,
-                 nkv_last_error());
+        snprintf(entry->error, sizeof entry->error, "%s: %s", member->label, nkv_last_error());
     else
         snprintf(entry->error, sizeof entry->error, "%s", nkv_last_error());
 }
@@ -213,15 +211,11 @@ int group_run(struct group *group, struct group_entry *entry, uint32_t m, struct
 static int map_members(struct group *group, uint64_t bytes)
 {
     for (uint32_t m = 0; m < group->n; m++) {
-        struct port *member = &group->members[m];
         uint64_t n_messages = nkv_fail_count();
-        void *window;
-        int status = member->device->ops->map(member->device, bytes, &window);
+        int status = port_remap(&group->members[m], bytes);
 
         if (status < 0)
-            return lose(group, member, status, port_message_since(n_messages));
-        member->window = window;
-        member->window_bytes = bytes;
+            return lose(group, &group->members[m], status, port_message_since(n_messages));
     }
     group->member_bytes = bytes;
     return 0;
@@ -253,13 +247,16 @@ static int group_map(struct nkv_device *device, uint64_t bytes, void **window_ou
 {
     struct group *group = group_of(device);
     struct nkv_region window;
+    int status;
 
     TRY(nkv_region_open_sparse(bytes, &window));
     discard(group);
     group->status = 0;
-    if (map_members(group, bytes > group->member_bytes ? bytes : group->member_bytes) < 0) {
+    status = map_members(group, bytes > group->member_bytes ? bytes : group->member_bytes);
+    if (status < 0) {
         nkv_region_close(&window);
-        return group->status;
+        group->status = status == NKV_EDEVICE ? status : 0; /* refused: no window has become smaller */
+        return status;
     }
     if (group->window.base)
         nkv_region_close(&group->window);

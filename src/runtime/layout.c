@@ -199,15 +199,23 @@ uint64_t context_lane_bytes(const struct nkv_context *context, const struct port
     return max_u64(port_lane_bytes(context, &context->need, port), port->lane_bytes);
 }
 
-/* Maps a larger window; what lies in it is lost. */
+/* Maps a larger window; what lies in it is lost. A device that is gone is lost from now on: mapping it again would
+ * bring it back without a word, and what it forgot would be missed later. */
 static int remap(struct nkv_context *context, struct port *port, uint64_t bytes, uint64_t control_bytes)
 {
+    uint64_t n_messages;
+    int status;
+
     if (context_open_tickets(context))
         FAIL(NKV_ESTATE, "this sequence needs larger I/O windows, but a ticket is in flight: end it first");
     context_drain(context, NULL, ANY_LAYER);
     if (context->shares && context->group_port->status < 0)
         group_drain(context->group); /* it failed with one member: the others may not have done yet */
-    return port_map(port, bytes, control_bytes);
+    n_messages = nkv_fail_count();
+    status = port_map(port, bytes, control_bytes);
+    if (status == NKV_EDEVICE)
+        port_fail(context, port, status, port_message_since(n_messages));
+    return status;
 }
 
 int context_reserve_control(struct nkv_context *context, uint64_t bytes)

@@ -130,16 +130,16 @@ int port_map(struct port *port, uint64_t lane_bytes, uint64_t control_bytes)
     return 0;
 }
 
-/* A device is lost for its own sequences and for those that lie on all, whoever of them noticed. */
-static void fail_shared(struct nkv_context *context)
+void ports_check_shares(struct nkv_context *context)
 {
     for (uint32_t i = 0; context->shares && i < context->options.n_devices; i++) {
-        int status = share_check(context->options.devices[i]);
+        const char *why;
+        int status = share_check(context->options.devices[i], &why);
 
         if (status < 0 && context->ports[i].status == 0)
-            port_fail(context, &context->ports[i], status, nkv_last_error());
+            port_fail(context, &context->ports[i], status, why);
         if (status < 0 && context->group_port->status == 0)
-            port_fail(context, context->group_port, status, nkv_last_error());
+            port_fail(context, context->group_port, status, why);
     }
 }
 
@@ -153,22 +153,28 @@ void port_fail(struct nkv_context *context, struct port *port, int status, const
     port->control_done = true;
     port->control_res = status;
     port_abandon(context, port);
-    fail_shared(context);
+    ports_check_shares(context);
 }
 
-int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape)
+int port_remap(struct port *port, uint64_t bytes)
 {
     struct nkv_device_caps caps = {.size = sizeof caps};
     void *window;
 
-    TRY(port->device->ops->map(port->device, N_LANES * lane_bytes + port->control_bytes, &window));
+    TRY(port->device->ops->map(port->device, bytes, &window));
     port->window = window;
-    port->window_bytes = N_LANES * lane_bytes + port->control_bytes;
-    port->lane_bytes = lane_bytes;
+    port->window_bytes = bytes;
     TRY(port->device->ops->caps(port->device, &caps));
     caps.name[sizeof caps.name - 1] = '\0';
     port->caps = caps;
     set_label(port);
+    return 0;
+}
+
+int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape)
+{
+    TRY(port_remap(port, N_LANES * lane_bytes + port->control_bytes));
+    port->lane_bytes = lane_bytes;
     TRY(check_shape(port, shape));
     port->status = 0;
     port->error[0] = '\0';

@@ -54,7 +54,10 @@ static int close_orphans(struct nkv_context *context, struct port *port)
 
 static int recover_port(struct nkv_context *context, struct port *port)
 {
-    TRY(port_reopen(port, context_lane_bytes(context, port), &context->shape));
+    int status = port_reopen(port, context_lane_bytes(context, port), &context->shape);
+
+    ports_check_shares(context); /* the group may have lost what its port brought back */
+    TRY(status);
     return close_orphans(context, port);
 }
 

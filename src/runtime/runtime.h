@@ -247,11 +247,15 @@ static inline uint64_t port_control_at(const struct port *port)
 {
     return N_LANES * port->lane_bytes;
 }
+/* Maps a window of so many bytes, and asks again what the device is: one that came back may have other memory. */
+int port_remap(struct port *port, uint64_t bytes);
 /* After the device was lost: maps such a window again and puts the port in order. State after a failure: out of order.
  * pre: no lane has anything in it. */
 int port_reopen(struct port *port, uint64_t lane_bytes, const struct nkv_kv_shape *shape);
 /* The queue failed: puts the port out of order and ends what is in flight. */
 void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason);
+/* A device is lost for its own sequences and for those that lie on all, whoever of them noticed. */
+void ports_check_shares(struct nkv_context *context);
 /* Queues a command; what is staged goes down with port_flush. returns: its number. */
 uint64_t port_stage(struct nkv_context *context, struct port *port, const struct nkv_cmd *cmd);
 void port_flush(struct nkv_context *context, struct port *port);
@@ -280,7 +284,7 @@ static inline bool seq_is_spread(const struct nkv_seq *seq)
 {
     return seq->context->shares && seq->home == seq->context->group_port;
 }
-int seq_check_compute(const struct nkv_context *context, const struct nkv_seq *seq);
+int seq_check_compute(struct nkv_context *context, const struct nkv_seq *seq);
 bool seq_has_digests(const struct nkv_seq *seq);
 /* What can be reserved there by a sequence whose pages take page_bytes each with all that belongs to them; 0: only its
  * bytes count. */

@@ -151,7 +151,7 @@ static int take(struct share *share, uint32_t min_n)
     if (n == 0 && min_n == 0)
         return 0;
     if (n < 0)
-        return lose(share, n, nkv_fail_count() != n_messages ? nkv_last_error() : "");
+        return lose(share, n, port_message_since(n_messages));
     if (n != 1)
         return lose(share, NKV_EDEVICE, "it gave another number of completions than it was asked for");
     slot = cqe.user_data < QUEUE_COMMANDS ? &share->slots[cqe.user_data] : NULL;
@@ -184,7 +184,7 @@ static int face_submit(struct nkv_device *device, const struct nkv_cmd *cmds, ui
         stage(face, &cmds[i], &share->staged[i]);
     n_messages = nkv_fail_count();
     status = share->inner->ops->submit(share->inner, share->staged, n);
-    return status < 0 ? lose(share, status, nkv_fail_count() != n_messages ? nkv_last_error() : "") : 0;
+    return status < 0 ? lose(share, status, port_message_since(n_messages)) : 0;
 }
 
 /* ---- Up ---- */
@@ -254,6 +254,8 @@ static int face_map(struct nkv_device *device, uint64_t bytes, void **window_out
     struct share *share = face->share;
     uint64_t sizes[FACE_COUNT];
     bool grows = bytes > face->bytes, lost = share->status < 0;
+    uint64_t n_messages;
+    int status;
 
     for (uint32_t f = 0; f < FACE_COUNT; f++) {
         const struct face *one = &share->faces[f];
@@ -262,8 +264,11 @@ static int face_map(struct nkv_device *device, uint64_t bytes, void **window_out
         if (grows && !lost && one->n_open > 0)
             FAIL(NKV_ESTATE, "a window cannot grow while %u commands are in flight", one->n_open);
     }
-    if (grows || lost)
-        TRY(map_all(share, sizes));
+    n_messages = nkv_fail_count();
+    status = grows || lost ? map_all(share, sizes) : 0;
+    if (status == NKV_EDEVICE && !lost)
+        return lose(share, status, port_message_since(n_messages));
+    TRY(status);
     if (lost)
         reset_queue(share);
     share->status = 0;
@@ -291,7 +296,7 @@ static int face_stat(struct nkv_device *device, struct nkv_device_stat *stat_out
         return NKV_ENOTSUP;
     status = share->inner->ops->stat(share->inner, stat_out);
     if (status == NKV_EDEVICE)
-        return lose(share, status, nkv_fail_count() != n_messages ? nkv_last_error() : "");
+        return lose(share, status, port_message_since(n_messages));
     return status;
 }
 
@@ -324,9 +329,12 @@ void share_watch(struct nkv_device *face, uint8_t **window)
     face_of(face)->window = window;
 }
 
-int share_check(const struct nkv_device *face)
+int share_check(const struct nkv_device *face, const char **why_out)
 {
-    return check(((const struct face *)(const void *)face)->share);
+    const struct share *share = ((const struct face *)(const void *)face)->share;
+
+    *why_out = share->error;
+    return share->status;
 }
 
 struct nkv_device *const *shares_faces(const struct shares *shares, enum face_kind kind)

@@ -20,7 +20,7 @@ void shares_close(struct shares *shares);
 struct nkv_device *const *shares_faces(const struct shares *shares, enum face_kind kind);
 /* Where the face's user keeps the window's address: kept right when the other face's growth moves it. */
 void share_watch(struct nkv_device *face, uint8_t **window);
-/* 0, or what the face's device was lost with, with its message. */
-int share_check(const struct nkv_device *face);
+/* 0, or what the face's device was lost with, and why. */
+int share_check(const struct nkv_device *face, const char **why_out);
 
 #endif

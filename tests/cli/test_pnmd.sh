@@ -7,12 +7,15 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli PYTHONDONTWRITEBYTECODE=1 python3 - "$tmp" <<'PY'
 import atexit
+import itertools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 from check import NEARKV, fields, haystack, run
@@ -183,6 +186,63 @@ rc, out, err = disturbed(in_decoding, *spread, '--reconnect')
 assert rc == 0 and 'pnm3' in err and 'is there again' in err and out == want['answers'][0]['text'] + '\n', (rc, out, err)
 until(lambda: stat(path3)['clients'] == [])
 assert stat(path3)['used_bytes'] == 0
+# Between the two sides stands one that changes what a connection (the n-th) gets for its window.
+def relay(listener, on_window):
+    for n in itertools.count():
+        client, _ = listener.accept()
+        device = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            device.connect(path3)
+            while True:
+                for side in select.select([client, device], [], [])[0]:
+                    data, fds, _, _ = socket.recv_fds(side, 65536, 4)
+                    if not data:
+                        raise ConnectionError
+                    if side is device and data[6:8] == b'\x03\0':  # NKV_WIRE_MAP
+                        data = on_window(n, data)
+                    socket.send_fds(client if side is device else device, [data], fds)
+                    for fd in fds:
+                        os.close(fd)
+        except OSError:
+            client.close()
+            device.close()
+
+
+def relayed(name, on_window, *more):
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f'{tmp}/{name}')
+    listener.listen()
+    threading.Thread(target=relay, args=(listener, on_window), daemon=True).start()
+    args = [f'unix:{tmp}/{name}' if path3 in a else a for a in [*ask, '-p', 'The pass key is ', '--mode', 'pnm', *more]]
+    child = subprocess.Popen([NEARKV, 'run', *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    atexit.register(child.kill)
+    return child
+
+
+def die_on_return(n, data):
+    if n == 1:
+        three.kill()
+        three.wait()
+    return data
+
+
+# A window that is smaller than what was asked for is no window: nothing is written beyond it.
+small = relayed('small', lambda n, data: data[:288] + (4096).to_bytes(8, 'little') + data[296:])  # nkv_wire_answer.bytes
+out, err = small.communicate(timeout=120)
+assert small.returncode == 1 and 'a window of 4096 bytes' in err and out == '', (small.returncode, out, err)
+
+# A device that is lost again as soon as it is back, before the sequence is cut back: the prompt is fed to its end all the same.
+child = relayed('twice', die_on_return, '--reconnect')
+in_prefill(child)
+child.send_signal(signal.SIGSTOP)
+three.kill()
+three.wait()
+three, _ = start('pnm3', memory=kept)
+child.send_signal(signal.SIGCONT)
+until(lambda: three.poll() is not None)
+three, _ = start('pnm3', memory=kept)
+out, err = child.communicate(timeout=120)
+assert child.returncode == 0 and err.count('is there again') == 2 and out == want['answers'][0]['text'] + '\n', (out, err)
 rc, out, err = disturbed(in_prefill, *ask, '-p', 'The pass key is ')
 assert rc == 1 and 'its process ended' in err and 'waiting' not in err and err.count('--reconnect') == 1, err
 rc, out, err = disturbed(in_prefill, *spread)

@@ -254,24 +254,28 @@ static void test_loss(void **state)
     struct nkv_cqe cqe;
 
     (void)state;
-    for (uint32_t how = 0; how < 3; how++) {
-        const char *words = how == 1 ? "not in flight there" : "pulled out";
+    for (uint32_t how = 0; how < 4; how++) {
+        const char *words = how == 1 ? "not in flight there" : how == 3 ? "still away" : "pulled out", *why;
         struct users u;
 
         begin(&u);
         assert_int_equal(u.face[FACE_PART]->ops->stat(u.face[FACE_PART], &stat), 0);
         assert_int_equal(stat.used_bytes, 99);
-        assert_int_equal(submit(&u, FACE_PART, (struct nkv_cmd){.op = NKV_OP_APPEND}), 0);
+        if (how < 3)
+            assert_int_equal(submit(&u, FACE_PART, (struct nkv_cmd){.op = NKV_OP_APPEND}), 0);
         fake.lies = how == 1;
         fake.is_lost = how != 1;
         if (how == 0)
             assert_int_equal(submit(&u, FACE_WHOLE, (struct nkv_cmd){.op = NKV_OP_APPEND}), NKV_EDEVICE);
         else if (how == 1)
             assert_int_equal(reap(&u, FACE_PART, &cqe, 1), NKV_EDEVICE);
+        else if (how == 3) /* found out by one that wants a larger window */
+            assert_int_equal(map(&u, FACE_WHOLE, 9000), NKV_EDEVICE);
         else
             assert_int_equal(u.face[FACE_WHOLE]->ops->stat(u.face[FACE_WHOLE], &stat), NKV_EDEVICE);
         for (uint32_t f = 0; f < FACE_COUNT; f++) {
-            assert_int_equal(share_check(u.face[f]), NKV_EDEVICE);
+            assert_int_equal(share_check(u.face[f], &why), NKV_EDEVICE);
+            assert_non_null(strstr(why, words));
             assert_int_equal(reap(&u, (enum face_kind)f, &cqe, 0), NKV_EDEVICE);
             assert_non_null(strstr(nkv_last_error(), words));
             assert_int_equal(submit(&u, (enum face_kind)f, (struct nkv_cmd){.op = NKV_OP_APPEND}), NKV_EDEVICE);
