@@ -266,7 +266,7 @@ _, err = run('pnmd', '--memory', 'numa:999:64M', '--listen', f'unix:{tmp}/none',
 assert 'no NUMA node 999: the nodes of this machine are 0' in err and not os.path.exists(f'{tmp}/none'), err
 
 # Clients that are gone hold nearly all pages of a device that was restarted, though not its bytes: it is passed over, or says so.
-kept = f'file:{tmp}/small:32M'
+kept = f'file:{tmp}/tight:32M'
 three, path3 = start('pnm3', memory=kept)
 for _ in range(2):
     rc, out, err = disturbed(in_prefill, *ask, '-p', 'The pass key is ')
