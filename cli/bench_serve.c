@@ -321,15 +321,22 @@ static int drive(struct serve *s, struct progress *progress)
     return CLI_OK;
 }
 
-/* What the devices have worked; before the run: what they had until then. */
+/* What the devices have worked; before the run: what they had until then. One that went in the middle took its counts
+ * with it, and the others' still tell something. */
 static int count_work(struct serve *s, bool begins)
 {
     for (uint32_t i = 0; i < s->session.n_devices; i++) {
         struct serve_device *d = &s->devices[i];
         struct nkv_device_report report;
 
-        if (nkv_context_device(s->session.context, i, &report) < 0)
+        int status = nkv_context_device(s->session.context, i, &report);
+
+        d->is_lost = status == NKV_EDEVICE && !begins;
+        if (status < 0 && !d->is_lost)
             return cli_fail("%s", nkv_last_error());
+        if (d->is_lost)
+            report = (struct nkv_device_report){
+                .busy_ns = d->busy_ns, .read_bytes = d->read_bytes, .written_bytes = d->written_bytes};
         d->busy_ns = report.busy_ns - (begins ? 0 : d->busy_ns);
         d->read_bytes = report.read_bytes - (begins ? 0 : d->read_bytes);
         d->written_bytes = report.written_bytes - (begins ? 0 : d->written_bytes);

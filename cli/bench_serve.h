@@ -35,6 +35,7 @@ struct serve_request {
 struct serve_device {
     uint64_t busy_ns, read_bytes, written_bytes, prefill_tokens, output_tokens;
     uint32_t n_sequences; /* that were admitted there */
+    bool is_lost;         /* and nobody can say what it has worked */
 };
 
 struct serve {

@@ -67,18 +67,20 @@ static uint64_t moved_bytes(const struct serve_device *d)
     return d->read_bytes + d->written_bytes;
 }
 
-/* The busiest device's work over the mean. */
+/* The busiest device's work over the mean, of those that are there. */
 static double imbalance(const struct serve *s, uint64_t (*work)(const struct serve_device *d))
 {
     uint64_t most = 0, sum = 0;
+    uint32_t n = 0;
 
     for (uint32_t i = 0; i < s->session.n_devices; i++) {
         uint64_t own = work(&s->devices[i]);
 
         sum += own;
         most = own > most ? own : most;
+        n += !s->devices[i].is_lost;
     }
-    return sum ? (double)most * s->session.n_devices / (double)sum : 1;
+    return sum ? (double)most * n / (double)sum : 1;
 }
 
 static json_t *percentiles_json(const struct percentiles *p)
@@ -98,12 +100,12 @@ static json_t *devices_json(const struct serve *s, double wall_s)
 
         (void)device->ops->caps(device, &caps); /* what fails leaves the name empty */
         json_array_append_new(array,
-                              json_pack("{s:I, s:s, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "device", (json_int_t)i,
-                                        "name", caps.name, "busy_s", (double)d->busy_ns * 1e-9, "busy_share",
-                                        (double)d->busy_ns * 1e-9 / wall_s, "read_bytes", (json_int_t)d->read_bytes,
-                                        "written_bytes", (json_int_t)d->written_bytes, "sequences",
-                                        (json_int_t)d->n_sequences, "prefill_tokens", (json_int_t)d->prefill_tokens,
-                                        "output_tokens", (json_int_t)d->output_tokens));
+                              json_pack("{s:I, s:s, s:b, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "device", (json_int_t)i,
+                                        "name", caps.name, "lost", d->is_lost, "busy_s", (double)d->busy_ns * 1e-9,
+                                        "busy_share", (double)d->busy_ns * 1e-9 / wall_s, "read_bytes",
+                                        (json_int_t)d->read_bytes, "written_bytes", (json_int_t)d->written_bytes,
+                                        "sequences", (json_int_t)d->n_sequences, "prefill_tokens",
+                                        (json_int_t)d->prefill_tokens, "output_tokens", (json_int_t)d->output_tokens));
     }
     return array;
 }
@@ -184,8 +186,11 @@ static void print_device(const struct serve *s, uint32_t i, double wall_s)
 {
     const struct serve_device *d = &s->devices[i];
 
-    printf("device %-3u busy %8.3f s (%5.1f %%), read %s, wrote %s", i, (double)d->busy_ns * 1e-9,
-           (double)d->busy_ns * 1e-7 / wall_s, cli_bytes(d->read_bytes), cli_bytes(d->written_bytes));
+    if (d->is_lost)
+        printf("device %-3u lost in the middle", i);
+    else
+        printf("device %-3u busy %8.3f s (%5.1f %%), read %s, wrote %s", i, (double)d->busy_ns * 1e-9,
+               (double)d->busy_ns * 1e-7 / wall_s, cli_bytes(d->read_bytes), cli_bytes(d->written_bytes));
     fputs(has_own(s) ? ", " : "\n", stdout);
     if (has_own(s))
         print_load(d);

@@ -78,9 +78,13 @@ static int print_json(const struct nkv_serve_stat *stat)
 
 static void print_text(const struct nkv_serve_stat *stat)
 {
-    printf("%s: %s of %s used, %u of %u pages free, %u sequences, %u commands waiting\n", stat->name,
-           cli_bytes(stat->used_bytes), cli_bytes(stat->capacity_bytes), stat->n_free_pages, stat->n_total_pages,
-           stat->n_sequences, stat->queue_depth);
+    if (stat->page_bytes == 0)
+        printf("%s: %s of memory, which the first client divides into pages\n", stat->name,
+               cli_bytes(stat->capacity_bytes));
+    else
+        printf("%s: %s of %s used, %u of %u pages free, %u sequences, %u commands waiting\n", stat->name,
+               cli_bytes(stat->used_bytes), cli_bytes(stat->capacity_bytes), stat->n_free_pages, stat->n_total_pages,
+               stat->n_sequences, stat->queue_depth);
     printf("%llu commands in %.3f s, %s read, %s written, up for %.0f s, %u clients, %u absent\n",
            (unsigned long long)stat->n_commands, (double)stat->busy_ns * 1e-9, cli_bytes(stat->read_bytes),
            cli_bytes(stat->written_bytes), (double)stat->uptime_ns * 1e-9, stat->n_clients, stat->n_absent);

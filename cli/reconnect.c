@@ -7,14 +7,28 @@
 #include "reconnect.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "cli.h"
 #include "progress.h"
 
 #define TURN_MS 200u
 
-bool reconnect_may_help(const struct session *session, int status)
+static bool has_process(const struct session *session)
 {
+    for (uint32_t i = 0; i < session->options.n_specs; i++)
+        if (strncmp(session->options.specs[i], "unix:", 5) == 0)
+            return true;
+    return false;
+}
+
+bool reconnect_may_help(struct session *session, int status)
+{
+    if (status == NKV_EDEVICE && session->options.reconnect_s == 0 && !session->told_reconnect &&
+        has_process(session)) {
+        session->told_reconnect = true;
+        (void)cli_fail("a device failed: nearkv run --reconnect waits for a device process that was lost, and goes on");
+    }
     return session->options.reconnect_s > 0 && status == NKV_EDEVICE;
 }
 
@@ -31,6 +45,7 @@ bool reconnect_devices(struct session *session)
         if (progress_interrupted() || progress_now_ns() - begin_ns > limit_ns) {
             (void)cli_fail("it did not come back");
             session->options.reconnect_s = 0; /* once is enough */
+            session->told_reconnect = true;
             return false;
         }
         progress_sleep_ms(TURN_MS);

@@ -5,8 +5,8 @@
 
 #include "session.h"
 
-/* Whether a failure with this status may be one that waiting helps. */
-bool reconnect_may_help(const struct session *session, int status);
+/* Whether a failure with this status may be one that waiting helps; without --reconnect says once that there is it. */
+bool reconnect_may_help(struct session *session, int status);
 /*
  * Waits for lost devices, for at most --reconnect's seconds, and says so on stderr. returns: whether any was lost and
  * all are there again.

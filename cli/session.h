@@ -93,6 +93,7 @@ struct session {
     struct nkv_device *compute;
     struct nkv_context *context;
     struct nkv_decoder *decoder;
+    bool told_reconnect; /* that there is --reconnect, or that it was in vain */
 };
 
 /* What the sequences will need at most at one time. */

@@ -270,12 +270,14 @@ struct nkv_device_caps {
 
 struct nkv_device_stat {
     uint32_t size;
+    uint32_t absent_ms;      /* how long n_absent_pages are still kept; 0: there are none */
     uint64_t used_bytes;     /* of pages and digests that hold data or are reserved by open sequences */
     uint64_t resident_bytes; /* of pages and digests that hold data */
     uint64_t busy_ns;
     uint64_t n_commands;
     uint32_t n_sequences;
     uint32_t n_free_pages, n_total_pages; /* all layers of one page together */
+    uint32_t n_absent_pages; /* not free: kept, by a device that was restarted, for clients that may come back */
     /* What commands asked for, a measure of work that no clock disturbs; 0: not counted. Read: pages by ATTEND (once
      * for each block of queries that it takes together) and READ, digests by SELECT and READ. Written: keys and values
      * by APPEND, pages and digests by WRITE. Commands that failed do not count. */

@@ -69,8 +69,9 @@ struct nkv_serve_client {
 };
 struct nkv_serve_stat {
     char name[64];
-    uint64_t capacity_bytes, used_bytes, resident_bytes; /* as struct nkv_device_stat */
-    uint64_t page_bytes;                                 /* one page, all layers; 0: no client has attached yet */
+    uint64_t capacity_bytes;             /* before the first client: of the memory, of which tables take a part */
+    uint64_t used_bytes, resident_bytes; /* as struct nkv_device_stat */
+    uint64_t page_bytes;                 /* one page, all layers; 0: no client has attached yet */
     uint64_t n_commands, busy_ns, uptime_ns;
     uint64_t read_bytes, written_bytes; /* by commands, as struct nkv_device_stat */
     uint32_t n_threads, n_sequences, n_free_pages, n_total_pages;

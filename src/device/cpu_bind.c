@@ -54,7 +54,7 @@ static int bind_to_node(struct nkv_cpu_binding *binding, unsigned node, uint32_t
 
     if (!object) {
         hwloc_bitmap_list_snprintf(nodes, sizeof nodes, hwloc_topology_get_topology_nodeset(binding->topology));
-        FAIL(NKV_EINVAL, "no NUMA node %u: this machine has %s", node, nodes);
+        FAIL(NKV_EINVAL, "no NUMA node %u: the nodes of this machine are %s", node, nodes);
     }
     binding->nodes = object->nodeset;
     binding->policy = HWLOC_MEMBIND_BIND;

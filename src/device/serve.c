@@ -61,6 +61,8 @@ static bool run_one(struct nkv_serve *serve, struct serve_client *client)
     if (status <= 0)
         return false;
     cqe = nkv_cpu_run(serve->cpu, client->number, client->window.base, client->window_bytes, &cmd);
+    if (cqe.res == NKV_ENOSPC)
+        nkv_serve_explain_absent(serve);
     client->n_commands++;
     client->busy_ns += cqe.end_ns - cqe.start_ns;
     client->read_bytes += serve->cpu->read_bytes;
@@ -289,10 +291,11 @@ static int open_memory(struct nkv_serve *serve)
         return 0;
     TRY(nkv_memory_parse(serve->options.memory, &options, path));
     TRY(nkv_image_lock(&options, &serve->memory_fd));
+    options.fd = serve->memory_fd;
+    TRY(nkv_image_bytes(&options, &serve->memory_bytes));
     if (serve->options.format)
         return 0;
     options.is_locked = true;
-    options.fd = serve->memory_fd;
     held = nkv_image_peek(&options, &shape);
     TRY(held);
     if (held == 0)
@@ -305,9 +308,23 @@ static int open_memory(struct nkv_serve *serve)
     return 0;
 }
 
+/* The core comes with the first client; who started the device with a node that is not there wants to know now. */
+static int check_node(const struct nkv_serve_options *options)
+{
+    struct nkv_cpu_binding *binding;
+    uint32_t n_cpus;
+
+    if (!options->on_node)
+        return 0;
+    TRY(nkv_cpu_binding_open((int)options->node, &binding, &n_cpus));
+    nkv_cpu_binding_close(binding);
+    return 0;
+}
+
 static int open_parts(struct nkv_serve *serve, const struct nkv_serve_options *options)
 {
     TRY(read_options(options, serve));
+    TRY(check_node(options));
     TRY(open_memory(serve));
     serve->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (serve->stop_fd < 0)

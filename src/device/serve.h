@@ -52,6 +52,7 @@ struct nkv_serve {
     int stop_fd;
     int memory_fd; /* holds the lock of memory that outlives the process; -1: there is none */
     _Atomic uint32_t stop;
+    uint64_t memory_bytes; /* of such memory, tables included */
     bool stopping;
     bool closing; /* clients are sent away, but not for good: their sequences stay */
     uint64_t begin_ns, polled_ns;
@@ -88,6 +89,10 @@ uint32_t nkv_serve_forget(struct nkv_serve *serve, uint32_t number);
 /* To be called when the core was opened: the time of grace begins. */
 void nkv_serve_await_absent(struct nkv_serve *serve);
 uint32_t nkv_serve_count_absent(const struct nkv_serve *serve);
+/* What is kept for them, and for how long. */
+void nkv_serve_fill_absent(const struct nkv_serve *serve, struct nkv_device_stat *stat);
+/* Adds it to the message of a command that failed for lack of room. */
+void nkv_serve_explain_absent(const struct nkv_serve *serve);
 /* Forgets absent clients whose time of grace has passed. */
 void nkv_serve_expire_absent(struct nkv_serve *serve, uint64_t now_ns);
 /* Milliseconds until then; -1: no client is awaited. */

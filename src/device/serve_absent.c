@@ -10,6 +10,8 @@
  * clients of a device that lives was rejected: a client whose socket closes has ended (or given up the connection by
  * itself), and memory would wait for it in vain.
  */
+#include <stdio.h>
+
 #include "base/clock.h"
 #include "device/serve.h"
 
@@ -39,6 +41,36 @@ uint32_t nkv_serve_count_absent(const struct nkv_serve *serve)
     uint32_t numbers[NKV_STORE_CLIENTS];
 
     return list_absent(serve, numbers);
+}
+
+void nkv_serve_fill_absent(const struct nkv_serve *serve, struct nkv_device_stat *stat)
+{
+    uint32_t numbers[NKV_STORE_CLIENTS], n = list_absent(serve, numbers), n_sequences;
+    uint64_t bytes, sum = 0;
+    int left_ms = nkv_serve_absent_ms(serve, nkv_now_ns());
+
+    for (uint32_t i = 0; i < n; i++)
+        if (nkv_store_owner_usage(serve->cpu->store, numbers[i], &bytes, &n_sequences) == 0)
+            sum += bytes;
+    if (sum == 0 || left_ms < 0)
+        return;
+    stat->n_absent_pages = (uint32_t)(sum / (nkv_page_bytes(&serve->cpu->shape, serve->cpu->shape.n_kv_heads) *
+                                             serve->cpu->shape.n_layers));
+    stat->absent_ms = (uint32_t)left_ms;
+}
+
+void nkv_serve_explain_absent(const struct nkv_serve *serve)
+{
+    struct nkv_device_stat stat = {0};
+    char message[160];
+
+    snprintf(message, sizeof message, "%s", nkv_last_error());
+    nkv_serve_fill_absent(serve, &stat);
+    if (stat.n_absent_pages)
+        nkv_fail(NKV_ENOSPC, "%s; %u absent clients hold %u pages for up to %u s (--keep)", message,
+                 nkv_serve_count_absent(serve), stat.n_absent_pages, stat.absent_ms / 1000 + 1);
+    else
+        nkv_fail(NKV_ENOSPC, "%s", message);
 }
 
 void nkv_serve_await_absent(struct nkv_serve *serve)

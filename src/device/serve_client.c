@@ -180,7 +180,9 @@ static int adopt_shape(struct nkv_serve *serve, const struct nkv_kv_shape *shape
         (count_attached(serve) + nkv_serve_count_absent(serve) > 0 || nkv_cpu_read_stat(serve->cpu).n_sequences > 0)) {
         describe(&serve->cpu->shape, have);
         describe(shape, want);
-        FAIL(NKV_ESTATE, "it holds %s for others: %s has to wait until they leave and published sequences are removed",
+        FAIL(NKV_ESTATE,
+             "it holds %s for others: %s has to wait until they leave and sessions are removed (nearkv pnm list, "
+             "remove)",
              have, want);
     }
     TRY(nkv_serve_open_core(serve, shape));
@@ -259,6 +261,7 @@ static void answer(struct nkv_serve *serve, struct serve_client *client, const s
         answer.capacity_bytes = serve->cpu->capacity_bytes;
         answer.bytes = request->head.kind == NKV_WIRE_HELLO ? sizeof(struct nkv_ring) : client->window_bytes;
         answer.stat = nkv_cpu_read_stat(serve->cpu);
+        nkv_serve_fill_absent(serve, &answer.stat);
         memcpy(answer.name, serve->name, sizeof answer.name);
     }
     if (nkv_wire_send(client->fd, &answer, sizeof answer, fd) < 0)

@@ -34,7 +34,8 @@ static struct nkv_serve_client client_stat(const struct nkv_serve *serve, const 
 
 void nkv_serve_fill_stat(const struct nkv_serve *serve, struct nkv_serve_stat *stat_out)
 {
-    struct nkv_serve_stat stat = {.capacity_bytes = serve->options.capacity_bytes,
+    struct nkv_serve_stat stat = {.capacity_bytes =
+                                      serve->options.memory ? serve->memory_bytes : serve->options.capacity_bytes,
                                   .n_threads = serve->options.n_threads,
                                   .uptime_ns = nkv_now_ns() - serve->begin_ns};
 

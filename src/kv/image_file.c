@@ -106,10 +106,15 @@ static int open_node(const struct nkv_image_options *options, bool *made_out, in
     return 0;
 }
 
+static int node_bytes(int fd, const struct nkv_image_options *options, uint64_t *bytes_out)
+{
+    return options->is_dax ? dax_bytes(fd, options->path, bytes_out) : file_bytes(fd, options, bytes_out);
+}
+
 static int lock_and_size(int fd, const struct nkv_image_options *options, uint64_t *bytes_out)
 {
     TRY(lock(fd, options->path, options->is_read_only ? LOCK_SH : LOCK_EX));
-    return options->is_dax ? dax_bytes(fd, options->path, bytes_out) : file_bytes(fd, options, bytes_out);
+    return node_bytes(fd, options, bytes_out);
 }
 
 static int open_locked(const struct nkv_image_options *options, bool *made_out, int *fd_out)
@@ -134,6 +139,11 @@ int nkv_image_lock(const struct nkv_image_options *options, int *fd_out)
     bool made;
 
     return open_locked(options, &made, fd_out);
+}
+
+int nkv_image_bytes(const struct nkv_image_options *options, uint64_t *bytes_out)
+{
+    return node_bytes(options->fd, options, bytes_out);
 }
 
 /* The lock belongs to all descriptors that come from one opening. */

@@ -105,6 +105,8 @@ struct nkv_image_options {
  * size. returns: 0, NKV_ENOENT, NKV_EINVAL, NKV_ESTATE: in use, NKV_ENOSPC, NKV_EIO.
  */
 int nkv_image_lock(const struct nkv_image_options *options, int *fd_out);
+/* How large what nkv_image_lock opened (fd) is, its tables included. returns: 0, NKV_EINVAL, NKV_ENOSPC, NKV_EIO. */
+int nkv_image_bytes(const struct nkv_image_options *options, uint64_t *bytes_out);
 /*
  * Opens the store in an image: what it held is there again, every sequence with the tokens that all its layers had
  * committed. An image that was never used is given the shape; one of another shape that holds no sequence is made anew.

@@ -9,6 +9,7 @@
  */
 #include "runtime/runtime.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "policy/place.h"
@@ -157,13 +158,23 @@ int nkv_compute_estimate(const struct nkv_kv_shape *shape, const struct nkv_seq_
     return 0;
 }
 
-int port_free(const struct port *port, uint64_t *bytes_out)
+/* Memory that outlives a process keeps room for digests that pages cannot have: there pages run out before bytes. */
+int port_free(const struct port *port, uint64_t page_bytes, uint64_t *bytes_out)
 {
     struct nkv_device_stat stat;
+    uint64_t bytes;
 
     TRY(port_stat(port, &stat));
-    *bytes_out = port->caps.capacity_bytes > stat.used_bytes ? port->caps.capacity_bytes - stat.used_bytes : 0;
+    bytes = port->caps.capacity_bytes > stat.used_bytes ? port->caps.capacity_bytes - stat.used_bytes : 0;
+    if (stat.n_total_pages > 0 && page_bytes > 0 && stat.n_free_pages < bytes / page_bytes)
+        bytes = stat.n_free_pages * page_bytes;
+    *bytes_out = bytes;
     return 0;
+}
+
+static uint64_t per_page(uint64_t bytes, uint32_t n_pages)
+{
+    return bytes / n_pages + (bytes % n_pages != 0);
 }
 
 static double mib(uint64_t bytes)
@@ -182,10 +193,26 @@ static uint64_t largest(const struct nkv_context *context)
     return most;
 }
 
+/* Room that a restarted device keeps is no sequence's that anybody could close. */
+static const char *kept(const struct port *ports, uint32_t n, char text_out[160])
+{
+    struct nkv_device_stat stat;
+
+    text_out[0] = '\0';
+    for (uint32_t i = 0; i < n && !*text_out; i++)
+        if (port_stat(&ports[i], &stat) == 0 && stat.n_absent_pages)
+            snprintf(text_out, 160, "; device %u (%s) keeps %u pages for clients that are gone, for up to %u s",
+                     ports[i].index, ports[i].caps.name, stat.n_absent_pages, stat.absent_ms / 1000 + 1);
+    return text_out;
+}
+
 static int refuse(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t need, uint64_t most_free)
 {
     uint64_t most = largest(context);
+    char note[160];
 
+    if (need <= most_free || (need > most && context->group && context->group_port->refused))
+        FAIL(NKV_ENOSPC, "%s", context->refusal); /* there is room by what the devices count */
     if (need > most)
         FAIL(NKV_ENOSPC,
              "%u tokens need %.1f MiB on one device and can never fit: the largest has %.1f MiB, %.1f MiB are missing; "
@@ -193,8 +220,9 @@ static int refuse(const struct nkv_context *context, const struct nkv_seq *seq, 
              seq->options.max_tokens, mib(need), mib(most), mib(need - most));
     FAIL(NKV_ENOSPC,
          "%u tokens need %.1f MiB on one device: the most that is free is %.1f MiB, %.1f MiB are missing; it fits when "
-         "other sequences are closed (the largest device has %.1f MiB)",
-         seq->options.max_tokens, mib(need), mib(most_free), mib(need - most_free), mib(most));
+         "other sequences are closed (the largest device has %.1f MiB)%s",
+         seq->options.max_tokens, mib(need), mib(most_free), mib(need - most_free), mib(most),
+         kept(context->ports, context->options.n_devices, note));
 }
 
 static int check_compute(const struct nkv_context *context, uint64_t need)
@@ -205,7 +233,7 @@ static int check_compute(const struct nkv_context *context, uint64_t need)
         return 0;
     if (!context->compute)
         FAIL(NKV_EINVAL, "this mode attends on a compute device: open the context with one");
-    TRY(port_free(context->compute, &have));
+    TRY(port_free(context->compute, 0, &have));
     if (need > have)
         FAIL(NKV_ENOSPC,
              "resident pages and digests need %.1f MiB on the compute device (%s): %.1f MiB of %.1f MiB are free, %.1f "
@@ -222,8 +250,9 @@ static enum nkv_kv_parallel group_kind_of(const struct nkv_context *context)
     return context->shares ? NKV_KV_CONTEXT : context->options.kv_parallel;
 }
 
-/* Bytes of it on a member. */
-static int part_bytes(const struct nkv_context *context, const struct nkv_seq *seq, uint32_t member, uint64_t *need_out)
+/* Bytes of it on a member, and of one page of them. */
+static int part_bytes(const struct nkv_context *context, const struct nkv_seq *seq, uint32_t member, uint64_t *need_out,
+                      uint64_t *page_out)
 {
     struct nkv_seq part = *seq;
     struct nkv_kv_shape shape;
@@ -231,7 +260,9 @@ static int part_bytes(const struct nkv_context *context, const struct nkv_seq *s
     uint32_t n_tokens = group_local(context->group, member, seq->max_pages * context->shape.page_tokens, &shape);
 
     part.options.max_tokens = n_tokens ? n_tokens : shape.page_tokens;
-    return seq_bytes(&shape, &part, need_out, &compute);
+    TRY(seq_bytes(&shape, &part, need_out, &compute));
+    *page_out = per_page(*need_out, ceil_div(part.options.max_tokens, shape.page_tokens));
+    return 0;
 }
 
 /* Every device of a group holds a part of every sequence. ever: as if nothing else were there. */
@@ -242,18 +273,19 @@ static int check_group(const struct nkv_context *context, const struct nkv_seq *
 
     for (uint32_t i = 0; i < group_size(group); i++) {
         const struct port *port = group_member(group, i);
-        uint64_t need = 0, have = 0;
+        uint64_t need = 0, page = 0, have = 0;
+        char note[160];
 
-        TRY(part_bytes(context, seq, i, &need));
+        TRY(part_bytes(context, seq, i, &need, &page));
         have = port->caps.capacity_bytes;
         if (!ever)
-            TRY(port_free(port, &have));
+            TRY(port_free(port, page, &have));
         if (need > have)
             FAIL(NKV_ENOSPC,
                  "%u tokens over %u devices (%s) need %.1f MiB on device %u (%s): %.1f MiB of %.1f MiB are free, %.1f "
-                 "MiB are missing; close other sequences, give more capacity or more devices",
+                 "MiB are missing; close other sequences, give more capacity or more devices%s",
                  seq->options.max_tokens, group_size(group), name, mib(need), i, port->caps.name, mib(have),
-                 mib(port->caps.capacity_bytes), mib(need - have));
+                 mib(port->caps.capacity_bytes), mib(need - have), ever ? "" : kept(port, 1, note));
     }
     return 0;
 }
@@ -282,7 +314,7 @@ static void add_load(struct nkv_context *context, const struct nkv_seq *seq)
         context->loads[first + i] += seq_load(&context->shape, seq, n);
 }
 
-int context_survey(struct nkv_context *context)
+int context_survey(struct nkv_context *context, uint64_t page_bytes)
 {
     uint64_t most = 0;
     int gone = 0;
@@ -291,7 +323,7 @@ int context_survey(struct nkv_context *context)
         int status;
 
         context->free_bytes[i] = context->loads[i] = 0;
-        status = port_free(&context->ports[i], &context->free_bytes[i]);
+        status = port_free(&context->ports[i], page_bytes, &context->free_bytes[i]);
         if (status < 0 && status != NKV_EDEVICE)
             return status;
         if (status < 0) { /* it is gone: it has no room */
@@ -317,19 +349,22 @@ static uint64_t most_free(const struct nkv_context *context)
     return most;
 }
 
-/* The number of the port, or NKV_ENOSPC. */
-static int choose(const struct nkv_context *context, const struct nkv_seq *seq, uint64_t need_bytes, bool whole)
+/* The number of the port, or NKV_ENOSPC. One that refused has less than what was asked for. */
+static int choose(struct nkv_context *context, const struct nkv_seq *seq, uint64_t need_bytes, bool whole)
 {
     uint32_t n = context->options.n_devices;
     struct nkv_share all = {need_bytes, seq_load(&context->shape, seq, 1)}, part = {0};
 
-    if (whole || !context->shares || context->group_port->status < 0)
+    for (uint32_t i = 0; i < n; i++)
+        if (context->ports[i].refused && context->free_bytes[i] >= need_bytes)
+            context->free_bytes[i] = need_bytes - 1;
+    if (whole || !context->shares || context->group_port->status < 0 || context->group_port->refused)
         return nkv_place(context->loads, context->free_bytes, n, need_bytes);
     part.load = seq_load(&context->shape, seq, n);
     for (uint32_t i = 0; i < n; i++) {
-        uint64_t need = 0;
+        uint64_t need = 0, page = 0;
 
-        TRY(part_bytes(context, seq, i, &need));
+        TRY(part_bytes(context, seq, i, &need, &page));
         part.need_bytes = need > part.need_bytes ? need : part.need_bytes;
     }
     return nkv_place_or_spread(context->loads, context->free_bytes, n, &all, &part);
@@ -346,23 +381,26 @@ static int note_loss(struct nkv_context *context, struct port *port, int status)
 
 int seq_place(struct nkv_context *context, struct nkv_seq *seq, bool whole)
 {
-    uint64_t home = 0, compute = 0;
+    uint64_t home = 0, compute = 0, most;
     int port;
 
     TRY(seq_bytes(&context->shape, seq, &home, &compute));
     if (context->group && !context->shares) {
         seq->home = context->group_port;
         TRY(note_loss(context, context->group_port, check_group(context, seq, false)));
+        if (seq->home->refused)
+            FAIL(NKV_ENOSPC, "%s", context->refusal);
         return note_loss(context, context->compute, check_compute(context, compute));
     }
-    TRY(context_survey(context));
+    TRY(context_survey(context, per_page(home, seq->max_pages)));
+    most = most_free(context);
     port = choose(context, seq, home, whole);
     if (port < 0 && port != NKV_ENOSPC)
         return port;
     if (port < 0 && home > largest(context) && !whole && context->shares)
         TRY(check_group(context, seq, false));
     if (port < 0)
-        return refuse(context, seq, home, most_free(context));
+        return refuse(context, seq, home, most);
     TRY(note_loss(context, context->compute, check_compute(context, compute)));
     seq->home = &context->ports[port];
     return 0;

@@ -71,8 +71,7 @@ int group_add(struct group *group, struct group_entry *entry, uint32_t member, c
 
 static int lose(struct group *group, const struct port *member, int status, const char *reason)
 {
-    snprintf(group->error, sizeof group->error, "device %u (%s): %s", member->index, member->caps.name,
-             *reason ? reason : nkv_status_name(status));
+    snprintf(group->error, sizeof group->error, "%s: %s", member->label, *reason ? reason : nkv_status_name(status));
     group->status = status;
     FAIL(status, "%s", group->error);
 }
@@ -90,8 +89,7 @@ static void entry_fail(struct group_entry *entry, const struct port *member, int
         return;
     entry->res = status;
     if (member)
-        snprintf(entry->error, sizeof entry->error, "device %u (%s): %s", member->index, member->caps.name,
-                 nkv_last_error());
+        snprintf(entry->error, sizeof entry->error, "%s: %s", member->label, nkv_last_error());
     else
         snprintf(entry->error, sizeof entry->error, "%s", nkv_last_error());
 }
@@ -484,7 +482,7 @@ static int group_caps(struct nkv_device *device, struct nkv_device_caps *caps_ou
 
 static const struct nkv_device_ops ops = {
     .abi = NKV_DEVICE_ABI,
-    .backend = "group",
+    .backend = GROUP_BACKEND,
     .caps = group_caps,
     .map = group_map,
     .submit = group_submit,

@@ -113,7 +113,7 @@ static int check_room(const struct nkv_seq *seq, const struct port *target)
     if (target->status < 0)
         FAIL(target->status, "%s", target->error);
     TRY(seq_bytes(&seq->context->shape, seq, &home, &compute));
-    TRY(port_free(target, &room));
+    TRY(port_free(target, home / seq->max_pages, &room));
     if (home > room)
         FAIL(NKV_ENOSPC,
              "%u tokens need %llu bytes on device %u (%s), which has %llu left: close other sequences there",
@@ -196,7 +196,7 @@ int nkv_context_rebalance(struct nkv_context *context, uint32_t n_steps)
     uint32_t n = 0;
     int status;
 
-    TRY(context_survey(context));
+    TRY(context_survey(context, nkv_page_bytes(&context->shape, context->shape.n_kv_heads) * context->shape.n_layers));
     if (!nkv_unbalanced(context->loads, context->options.n_devices))
         return 0;
     for (const struct nkv_seq *seq = context->sequences; seq; seq = seq->next)

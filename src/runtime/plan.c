@@ -83,9 +83,8 @@ void plan_complete(struct nkv_ticket *lane, uint32_t index, const struct nkv_cqe
     work->in_flight[planned->role]--;
     work->ns[planned->role] += cqe->end_ns - cqe->start_ns;
     if (cqe->res < 0)
-        work_fail(lane, planned->work, index, cqe->res, "device %u (%s) failed %s of sequence %u, layer %u: %s: %s",
-                  port->index, port->caps.name, op_name(planned->cmd.op), planned->cmd.seq, lane->layer,
-                  nkv_status_name(cqe->res), nkv_last_error());
+        work_fail(lane, planned->work, index, cqe->res, "%s failed %s of sequence %u, layer %u: %s: %s", port->label,
+                  op_name(planned->cmd.op), planned->cmd.seq, lane->layer, nkv_status_name(cqe->res), nkv_last_error());
 }
 
 bool plan_port_lost(struct nkv_ticket *lane, uint32_t index)

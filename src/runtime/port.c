@@ -84,6 +84,14 @@ int port_check_device(const struct nkv_device *device, uint32_t index)
     return 0;
 }
 
+static void set_label(struct port *port)
+{
+    if (strcmp(port->device->ops->backend, GROUP_BACKEND) == 0)
+        snprintf(port->label, sizeof port->label, "all devices (%s)", port->caps.name);
+    else
+        snprintf(port->label, sizeof port->label, "device %u (%s)", port->index, port->caps.name);
+}
+
 int port_open(struct port *port, struct nkv_device *device, uint32_t index, const struct nkv_kv_shape *shape)
 {
     struct nkv_device_caps caps = {.size = sizeof caps};
@@ -92,6 +100,7 @@ int port_open(struct port *port, struct nkv_device *device, uint32_t index, cons
     TRY(device->ops->caps(device, &caps));
     caps.name[sizeof caps.name - 1] = '\0';
     *port = (struct port){.device = device, .caps = caps, .index = index, .control_done = true};
+    set_label(port);
     return check_shape(port, shape);
 }
 
@@ -136,8 +145,8 @@ void ports_check_shares(struct nkv_context *context)
 
 void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason)
 {
-    snprintf(port->error, sizeof port->error, "device %u (%s) is out of order: %s%s%s", port->index, port->caps.name,
-             nkv_status_name(status), *reason ? ": " : "", reason);
+    snprintf(port->error, sizeof port->error, "%s: out of order: %s%s%s", port->label, nkv_status_name(status),
+             *reason ? ": " : "", reason);
     port->status = status;
     port->n_in_flight = 0;
     port->n_staged = 0;
@@ -158,6 +167,7 @@ int port_remap(struct port *port, uint64_t bytes)
     TRY(port->device->ops->caps(port->device, &caps));
     caps.name[sizeof caps.name - 1] = '\0';
     port->caps = caps;
+    set_label(port);
     return 0;
 }
 
@@ -300,8 +310,8 @@ int port_control(struct nkv_context *context, struct port *port, const struct nk
 
         strncpy(reason, nkv_last_error(), sizeof reason - 1);
         reason[sizeof reason - 1] = '\0';
-        FAIL(port->control_res, "device %u (%s) failed %s of sequence %u: %s: %s", port->index, port->caps.name,
-             op_name(cmd->op), cmd->seq, nkv_status_name(port->control_res), reason);
+        FAIL(port->control_res, "%s failed %s of sequence %u: %s: %s", port->label, op_name(cmd->op), cmd->seq,
+             nkv_status_name(port->control_res), reason);
     }
     return port->control_res;
 }

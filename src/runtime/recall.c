@@ -42,9 +42,8 @@ static void fail_lists(struct nkv_ticket *lane, uint32_t index)
     const struct work *work = &lane->works[index];
 
     work_fail(lane, index, (uint32_t)work->last[ROLE_SELECT], NKV_EDEVICE,
-              "device %u (%s) wrote page lists out of range for sequence %u, layer %u",
-              lane->plan[work->last[ROLE_SELECT]].port,
-              lane->context->ports[lane->plan[work->last[ROLE_SELECT]].port].caps.name, work->seq->id, lane->layer);
+              "%s wrote page lists out of range for sequence %u, layer %u",
+              lane->context->ports[lane->plan[work->last[ROLE_SELECT]].port].label, work->seq->id, lane->layer);
 }
 
 static void plan_attend_slots(struct nkv_ticket *lane, uint32_t index, int32_t write)

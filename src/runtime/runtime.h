@@ -41,9 +41,11 @@ struct orphan {
     uint16_t flags; /* of SEQ_CLOSE */
 };
 
+#define GROUP_BACKEND "group" /* of the device that stands for all */
 struct port {
     struct nkv_device *device;
     struct nkv_device_caps caps;
+    char label[96]; /* for messages: "device 1 (pnm1)", "all devices (cp over 2)" */
     uint32_t index;
     uint8_t *window;
     uint64_t window_bytes, lane_bytes;
@@ -54,6 +56,7 @@ struct port {
     char error[256];
     bool control_done; /* also when none was sent */
     int control_res;
+    bool refused;           /* the sequence that is being opened, for lack of room */
     uint32_t epoch;         /* how often it was reopened */
     struct orphan *orphans; /* what the device may hold and no sequence has */
     uint32_t n_orphans, max_orphans;
@@ -195,6 +198,7 @@ struct nkv_context {
     uint64_t n_scratch;
     uint64_t *free_bytes; /* [n_ports], for placement; of lost devices 0 */
     uint64_t *loads;      /* [n_ports], of the PNM devices: bytes per decode step, as the policy predicts them */
+    char refusal[512];    /* of the last port that is `refused` */
     char *line;           /* of the plan log */
     uint64_t line_bytes;
 };
@@ -272,7 +276,8 @@ const char *op_name(uint8_t op);
 int seq_resolve(const struct nkv_kv_shape *shape, const struct nkv_seq_options *options, struct nkv_seq *seq_out);
 /* Bytes on the home device and on the compute device. */
 int seq_bytes(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, uint64_t *home_out, uint64_t *compute_out);
-/* Chooses seq->home and checks the compute device's room. whole: on one device, whatever auto would choose. */
+/* Chooses seq->home, none that is `refused`, and checks the compute device's room. whole: on one device, whatever auto
+ * would choose. */
 int seq_place(struct nkv_context *context, struct nkv_seq *seq, bool whole);
 /* Whether it lies on all devices of a context in which others do not. */
 static inline bool seq_is_spread(const struct nkv_seq *seq)
@@ -281,13 +286,15 @@ static inline bool seq_is_spread(const struct nkv_seq *seq)
 }
 int seq_check_compute(struct nkv_context *context, const struct nkv_seq *seq);
 bool seq_has_digests(const struct nkv_seq *seq);
-int port_free(const struct port *port, uint64_t *bytes_out);
+/* What can be reserved there by a sequence whose pages take page_bytes each with all that belongs to them; 0: only its
+ * bytes count. */
+int port_free(const struct port *port, uint64_t page_bytes, uint64_t *bytes_out);
 /* Bytes that its home device reads in a decode step, as the policy predicts them; of a sequence that is spread over
  * n_devices devices, each of them. */
 uint64_t seq_load(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, uint32_t n_devices);
-/* Fills context->loads, and context->free_bytes of all PNM devices. returns: 0; what a device that tells nothing is
- * lost with, if no device has any room; another failure. */
-int context_survey(struct nkv_context *context);
+/* Fills context->loads, and context->free_bytes of all PNM devices (page_bytes: as port_free). returns: 0; what a
+ * device that tells nothing is lost with, if no device has any room; another failure. */
+int context_survey(struct nkv_context *context, uint64_t page_bytes);
 
 /* ---- layout.c ---- */
 void work_layout(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, enum method method, uint32_t n_tokens,

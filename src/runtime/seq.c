@@ -100,8 +100,7 @@ static int open_on(struct nkv_context *context, struct port *port, struct nkv_cm
     n_kept = open_next(context, port, &cmd, id_out);
     TRY(n_kept);
     if ((uint32_t)n_kept > n_tokens)
-        FAIL(NKV_EDEVICE, "device %u (%s) says that a sequence of at most %u tokens holds %d", port->index,
-             port->caps.name, n_tokens, n_kept);
+        FAIL(NKV_EDEVICE, "%s says that a sequence of at most %u tokens holds %d", port->label, n_tokens, n_kept);
     return n_kept;
 }
 
@@ -140,8 +139,13 @@ static int open_compute(struct nkv_seq *seq)
 
 static int open_home(struct nkv_seq *seq, const struct nkv_cmd *open)
 {
-    int n_kept = open_on(seq->context, seq->home, *open, seq->options.max_tokens, &seq->id);
+    struct nkv_context *context = seq->context;
+    int n_kept = open_on(context, seq->home, *open, seq->options.max_tokens, &seq->id);
 
+    if (n_kept == NKV_ENOSPC && seq->home->status == 0) {
+        seq->home->refused = true;
+        snprintf(context->refusal, sizeof context->refusal, "%s", nkv_last_error());
+    }
     TRY(n_kept);
     seq->length = open->op == NKV_OP_SEQ_FORK ? open->pos : (uint32_t)n_kept;
     return 0;
@@ -194,15 +198,23 @@ free_seq:
     return status;
 }
 
+/* Another client may have taken the room meanwhile, or there is none of something that no count tells of: then the next
+ * device is asked. */
 int seq_open(struct nkv_context *context, const struct nkv_seq_options *options, bool whole, struct nkv_seq **seq_out)
 {
     struct nkv_seq draft = {.context = context};
     struct nkv_cmd open = {.op = NKV_OP_SEQ_OPEN};
+    int status;
 
     TRY(seq_resolve(&context->shape, options, &draft));
-    TRY(seq_place(context, &draft, whole));
     open.flags = seq_has_digests(&draft) ? 0 : NKV_NO_DIGEST;
-    return seq_create(&draft, &open, seq_out);
+    for (uint32_t i = 0; i < context->n_ports; i++)
+        context->ports[i].refused = false;
+    do {
+        TRY(seq_place(context, &draft, whole));
+        status = seq_create(&draft, &open, seq_out);
+    } while (status == NKV_ENOSPC && draft.home->refused);
+    return status;
 }
 
 int nkv_seq_open(struct nkv_context *context, const struct nkv_seq_options *options, struct nkv_seq **seq_out)

@@ -80,8 +80,7 @@ static int list_some(struct nkv_context *context, struct port *port, uint32_t fi
     n_infos = port_control(context, port, &cmd);
     TRY(n_infos);
     if ((uint32_t)n_infos > LIST_INFOS)
-        FAIL(NKV_EDEVICE, "device %u (%s) described %d sequences of at most %u", port->index, port->caps.name, n_infos,
-             LIST_INFOS);
+        FAIL(NKV_EDEVICE, "%s described %d sequences of at most %u", port->label, n_infos, LIST_INFOS);
     memcpy(infos_out, control(port, infos_at(n)), (size_t)n_infos * sizeof *infos_out);
     for (int i = 0; i < n_infos; i++) {
         infos_out[i].name.name[NKV_SEQ_NAME_BYTES - 1] = '\0';

@@ -64,6 +64,7 @@ def stop(child, path):
 one, path1 = start('pnm1', '--metrics', f'unix:{tmp}/metrics')
 two, path2 = start('pnm2')
 devices = [f'unix:{path1}', f'unix:{path2}']
+assert stat(path2)['capacity_bytes'] == 256 << 20 and stat(path2)['pages']['total'] == 0
 assert os.stat(path1).st_mode & 0o777 == 0o600 and os.stat(f'{tmp}/metrics').st_mode & 0o777 == 0o600
 
 # The same tokens in every mode; two processes, or a process and a device of this one, hold a sequence each.
@@ -243,7 +244,9 @@ three, _ = start('pnm3', memory=kept)
 out, err = child.communicate(timeout=120)
 assert child.returncode == 0 and err.count('is there again') == 2 and out == want['answers'][0]['text'] + '\n', (out, err)
 rc, out, err = disturbed(in_prefill, *ask, '-p', 'The pass key is ')
-assert rc == 1 and 'its process ended' in err and 'waiting' not in err, err
+assert rc == 1 and 'its process ended' in err and 'waiting' not in err and err.count('--reconnect') == 1, err
+rc, out, err = disturbed(in_prefill, *spread)
+assert rc == 1 and 'all devices (cp over 2): out of order: NKV_EDEVICE: device 0 (pnm3): ' in err and err.count('--reconnect') == 1, err
 stop(three, path3)
 kept = 'anon:64M'
 three, path3 = start('pnm3', memory=kept)
@@ -252,6 +255,44 @@ assert rc == 1 and 'is there again' in err and 'cannot go on' in err and 'no seq
 rc, out, err = disturbed(in_prefill, *spread, '--reconnect')
 assert rc == 1 and 'is there again' in err and 'cannot go on' in err and 'pnm3' in err and 'no sequence' in err, err
 stop(three, path3)
+
+# Before the first client it tells what memory it has. A node that is not there is refused at once.
+empty, path4 = start('pnm4', memory=f'file:{tmp}/empty:3M')
+assert stat(path4)['capacity_bytes'] == 3 << 20 and stat(path4)['pages']['bytes'] == 0
+got = subprocess.run([NEARKV, 'pnm', 'stat', f'unix:{path4}'], stdout=subprocess.PIPE, text=True, check=True).stdout
+assert got.startswith('pnm4: 3.1 MB of memory, which the first client divides'), got
+stop(empty, path4)
+_, err = run('pnmd', '--memory', 'numa:999:64M', '--listen', f'unix:{tmp}/none', status=2)
+assert 'no NUMA node 999: the nodes of this machine are 0' in err and not os.path.exists(f'{tmp}/none'), err
+
+# Clients that are gone hold nearly all pages of a device that was restarted, though not its bytes: it is passed over, or says so.
+kept = f'file:{tmp}/tight:32M'
+three, path3 = start('pnm3', memory=kept)
+for _ in range(2):
+    rc, out, err = disturbed(in_prefill, *ask, '-p', 'The pass key is ')
+    assert rc == 1 and 'its process ended' in err, err
+full = stat(path3)
+assert full['absent_clients'] == 2 and full['pages']['free'] < full['pages']['total'] // 3, full
+_, err = run('run', *ask, '-p', 'The pass key is ', status=1)
+assert 'on one device: the most that is free is' in err and 'device 0 (pnm3) keeps ' in err and 'clients that are gone, for up to' in err, err
+got, _ = run('run', *ask, '--device', devices[1], '--kv-parallel', 'dp', '-p', 'The pass key is ', '--json')
+assert got['text'] == want['answers'][0]['text'], got
+assert stat(path3)['absent_clients'] == 2
+stop(three, path3)
+
+# A device that goes under a load: its requests fail, the others and those that come go on, and the report says so.
+three, path3 = start('pnm3')
+serve = subprocess.Popen([NEARKV, 'bench', 'serve', '--device', devices[1], '--device', f'unix:{path3}', '--fill', '--requests', '60', '--batch', '8',
+                          '--arrivals', 'poisson:30', '--lengths', 'fixed:1024', '--json'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+atexit.register(serve.kill)
+until(lambda: stat(path3)['commands'] > 100)
+three.kill()
+three.wait()
+out, err = serve.communicate(timeout=120)
+got = json.loads(out)
+assert serve.returncode == 1 and f'{got["failed"]} requests failed: device 1 (pnm3)' in err and 'its process ended' in err, err
+assert 0 < got['failed'] <= 8 and [d['lost'] for d in got['devices']] == [False, True], got
+assert got['devices'][0]['output_tokens'] >= (60 - got['failed'] - got['devices'][1]['sequences']) * 32 and got['devices'][0]['busy_s'] > 0, got
 
 # --watch ends with the device; SIGTERM and SIGINT end it well.
 watch = subprocess.Popen([NEARKV, 'pnm', 'stat', devices[0], '--watch', '--json'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

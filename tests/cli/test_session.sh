@@ -98,7 +98,7 @@ run('needle', '-o', f'{tmp}/f32.gguf', '--type', 'f32')
 _, err = ask(one, 'book', *book, '-m', f'{tmp}/f32.gguf', status=1)
 assert 'is of model' in err and 'another name' in err, err
 _, err = ask(one, 'book', *book, '--page', 64, status=1)
-assert 'published sequences are removed' in err and 'pages of 64' in err, err
+assert 'sessions are removed (nearkv pnm list, remove)' in err and 'pages of 64' in err, err
 _, err = ask(one, 'none', '-p', 'x', '--continue', status=1)
 assert "no session 'none'" in err, err
 _, err = ask(one, 'no/name', '-p', 'x', status=2)

@@ -68,9 +68,14 @@ static void the_id_brings_back_the_sequences(void **state)
         assert_int_equal(
             rig_run(&other, (struct nkv_cmd){.op = NKV_OP_SEQ_FORK, .seq = 6, .arg = VICTIM, .n_tokens = 8}),
             NKV_ENOENT);
+        assert_true(rig_stat(&other).n_absent_pages > 0 && rig_stat(&other).absent_ms > 10000);
+        assert_int_equal(rig_seq_open(&other, 6, 1u << 24, 0), NKV_ENOSPC);
+        assert_non_null(strstr(nkv_last_error(), "are missing; 1 absent clients hold "));
+        assert_non_null(strstr(nkv_last_error(), " s (--keep)"));
         rig_close(&other);
         server_await_clients(&server, 0);
         assert_int_equal(come_back(&mine), 0);
+        assert_true(rig_stat(&mine).n_absent_pages == 0 && rig_stat(&mine).absent_ms == 0);
         after = server_stat(&server);
         assert_true(after.n_absent == 0 && after.n_clients == 1 && after.n_sequences == 1);
         assert_true(after.used_bytes == before.used_bytes && after.clients[0].used_bytes == after.used_bytes);

@@ -239,7 +239,7 @@ static void test_command_fails(void **state)
             if (nkv_seq_status(seq) == 0)
                 continue;
             n_failed++;
-            assert_non_null(strstr(nkv_seq_error(seq), "device 0 (cp over 2)"));
+            assert_non_null(strstr(nkv_seq_error(seq), "all devices (cp over 2) failed "));
             assert_non_null(strstr(nkv_seq_error(seq), "(cpu"));
             assert_int_equal(nkv_seq_truncate(seq, s.length), 0);
         }
