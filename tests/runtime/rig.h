@@ -13,6 +13,8 @@
 
 #include <nearkv/nearkv.h>
 
+#include "base/mem.h"
+
 #define RIG_LAYERS  2u
 #define RIG_HEADS   4u
 #define RIG_KV      2u
@@ -300,6 +302,41 @@ static inline struct nkv_seq_options rig_seq_options(enum nkv_mode mode, uint32_
     options.budget_tokens = budget_tokens;
     options.granularity = granularity;
     return options;
+}
+
+/*
+ * Opens a context and a sequence again and again, each time without memory for one allocation more than the last, until
+ * both are open. returns: how often they failed.
+ */
+static inline uint32_t rig_open_without_memory(struct rig *rig, enum nkv_kv_parallel kv_parallel,
+                                               const struct nkv_seq_options *so)
+{
+    struct rig_options options = {.n_devices = 2, .kv_parallel = kv_parallel};
+    struct nkv_context_options again = {
+        .size = sizeof again, .n_devices = 2, .max_batch = 4, .kv_parallel = kv_parallel};
+    uint32_t n_failed = 0;
+    int status = NKV_ENOMEM;
+
+    assert_int_equal(rig_open(rig, &options), 0);
+    again.shape = rig->shape;
+    again.devices = rig->devices;
+    again.compute = rig->compute;
+    nkv_context_close(rig->context);
+    for (uint64_t n = 1; status < 0; n++) {
+        struct nkv_seq *seq;
+
+        rig->context = NULL;
+        nkv_mem_fail_at(n);
+        status = nkv_context_open(&again, &rig->context);
+        if (status == 0)
+            status = nkv_seq_open(rig->context, so, &seq);
+        nkv_mem_fail_at(0);
+        assert_true(status == 0 || status == NKV_ENOMEM);
+        n_failed += status < 0;
+        if (status < 0)
+            nkv_context_close(rig->context);
+    }
+    return n_failed;
 }
 
 #endif

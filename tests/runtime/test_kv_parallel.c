@@ -260,35 +260,11 @@ static void test_command_fails(void **state)
 /* Without memory for any part of it a group is not opened, and nothing is lost or left. */
 static void test_no_memory(void **state)
 {
-    struct rig_options options = {.n_devices = 2, .kv_parallel = NKV_KV_CONTEXT};
     struct nkv_seq_options so = rig_seq_options(NKV_MODE_PNM, 600, 160, NKV_SELECT_LAYER);
-    struct nkv_context_options again = {
-        .size = sizeof again, .n_devices = 2, .max_batch = 4, .kv_parallel = NKV_KV_CONTEXT};
-    uint32_t n_failed = 0;
-    int status = NKV_ENOMEM;
     struct rig rig;
 
     (void)state;
-    assert_int_equal(rig_open(&rig, &options), 0);
-    again.shape = rig.shape;
-    again.devices = rig.devices;
-    again.compute = rig.compute;
-    nkv_context_close(rig.context);
-    for (uint64_t n = 1; status < 0; n++) {
-        struct nkv_seq *seq;
-
-        rig.context = NULL;
-        nkv_mem_fail_at(n);
-        status = nkv_context_open(&again, &rig.context);
-        if (status == 0)
-            status = nkv_seq_open(rig.context, &so, &seq);
-        nkv_mem_fail_at(0);
-        assert_true(status == 0 || status == NKV_ENOMEM);
-        n_failed += status < 0;
-        if (status < 0)
-            nkv_context_close(rig.context);
-    }
-    assert_true(n_failed > 10);
+    assert_true(rig_open_without_memory(&rig, NKV_KV_CONTEXT, &so) > 10);
     nkv_seq_close(rig.context->sequences);
     assert_true(rig_empty(&rig));
     rig_close(&rig);
