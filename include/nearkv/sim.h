@@ -251,7 +251,7 @@ struct nkv_sim_point {
     bool rack;     /* on the rack, else in the server */
     int status;    /* < 0: it could not be simulated, see error */
     struct nkv_sim_report report;
-    char error[128];
+    char error[256];
 };
 
 enum nkv_sim_verdict {
@@ -300,7 +300,10 @@ struct nkv_sim_paper_options {
 
 /* The configuration that all of the paper's points share. */
 NKV_API void nkv_sim_paper_config_init(struct nkv_sim_config *config);
-/* Runs every in-server and rack configuration and evaluates R1-R13. blocks. returns: 0; NKV_ECANCELED; NKV_ENOMEM. */
+/*
+ * Runs every in-server and rack configuration and evaluates R1-R13. blocks. returns: 0; NKV_EINVAL: a machine's numbers
+ * contradict each other; what the first point failed with, if none can be simulated; NKV_ECANCELED; NKV_ENOMEM.
+ */
 NKV_API int nkv_sim_paper_run(const struct nkv_sim_paper_options *options, struct nkv_sim_paper **paper_out);
 /* NULL is allowed. */
 NKV_API void nkv_sim_paper_close(struct nkv_sim_paper *paper);

@@ -187,6 +187,16 @@ static uint32_t n_points(enum sim_grid_part part)
     return n;
 }
 
+/* An option that makes every point wrong, or leaves no room for any, is told, not 16 claims without a number. */
+static int check_points(const struct sim_grid *grid)
+{
+    for (uint32_t i = 0; i < grid->n_points; i++)
+        if (grid->points[i].status == 0)
+            return 0;
+    FAIL(grid->points[0].status, "none of %u points can be simulated; the first: %s", grid->n_points,
+         grid->points[0].error);
+}
+
 static int fill(struct nkv_sim_paper *paper, const struct nkv_sim_paper_options *o, struct nkv_team *team)
 {
     struct sim_grid_run run = {.server = o->server,
@@ -208,6 +218,7 @@ static int fill(struct nkv_sim_paper *paper, const struct nkv_sim_paper_options 
     paper->points = grid.points;
     paper->n_points = grid.n_points;
     TRY(sim_grid_simulate(&grid, &run));
+    TRY(check_points(&grid));
     run.n_before = grid.n_points;
     sim_claims_evaluate(&grid, paper->claims);
     sim_claims_energy(&grid, paper->energy_ratios);
@@ -223,6 +234,10 @@ int nkv_sim_paper_run(const struct nkv_sim_paper_options *options, struct nkv_si
 
     if (options->size != sizeof *options)
         FAIL(NKV_EINVAL, "nkv_sim_paper_options.size is %u: it must be %zu", options->size, sizeof *options);
+    if (!options->server || !options->rack)
+        FAIL(NKV_EINVAL, "no %s", options->server ? "rack" : "server");
+    TRY(sim_machine_check(options->server));
+    TRY(sim_machine_check(options->rack));
     TRY(nkv_team_open(options->n_threads ? options->n_threads : nkv_cpu_count(), NULL, NULL, &team));
     status = nkv_alloc(1, sizeof *paper, &paper);
     if (status == 0) {

@@ -197,28 +197,30 @@ static int request_bytes(struct sim_work *w)
 }
 
 /* Requests that fit, by arithmetic; the run then asks admission itself. */
-static uint64_t batch_limit(const struct sim_work *w)
+static int batch_limit(const struct sim_work *w, uint64_t *batch_out)
 {
-    uint64_t batch = w->n_devices / w->group * (w->device_bytes / w->request_bytes), compute = 0;
+    uint64_t compute = 0;
     struct nkv_seq_options options;
 
+    *batch_out = w->n_devices / w->group * (w->device_bytes / w->request_bytes);
     if (w->config->mode != NKV_MODE_RECALL)
-        return batch;
+        return 0;
     nkv_seq_options_init(&options);
     options.mode = NKV_MODE_RECALL;
     options.max_tokens = w->max_tokens;
     options.granularity = w->config->granularity;
     options.budget_tokens = options.resident_tokens = w->budget_tokens;
-    if (nkv_compute_estimate(&w->shape, &options, &compute) < 0 || compute == 0)
-        return 0;
-    return w->pool_bytes / compute;
+    TRY(nkv_compute_estimate(&w->shape, &options, &compute));
+    *batch_out = compute ? w->pool_bytes / compute : 0;
+    return 0;
 }
 
 static int size_batch(struct sim_work *w)
 {
     const struct nkv_sim_config *c = w->config;
-    uint64_t most = batch_limit(w);
+    uint64_t most = 0;
 
+    TRY(batch_limit(w, &most));
     if (most == 0)
         FAIL(NKV_ENOSPC,
              "the GPUs' memory beside the weights is %.1f GB: not one request's budget of %u tokens, with the digests "
