@@ -160,7 +160,7 @@ int bench_open_model(const char *shape, enum nkv_dtype weights, const struct nkv
     int rc, status = nkv_model_open_blank(shape, weights, &blank);
 
     if (status < 0)
-        return status == NKV_EINVAL ? cli_usage("--shape: %s", nkv_last_error()) : cli_fail("%s", nkv_last_error());
+        return cli_refused("--shape", status);
     rc = check_memory(blank, decoder, program, bench_bytes, arg);
     nkv_model_close(blank);
     if (rc == CLI_OK && nkv_model_open_random(shape, weights, 1, model_out) < 0)

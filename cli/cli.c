@@ -55,6 +55,13 @@ int cli_usage(const char *format, ...)
     return CLI_USAGE;
 }
 
+int cli_refused(const char *what, int status)
+{
+    int (*tell)(const char *format, ...) = status == NKV_EINVAL ? cli_usage : cli_fail;
+
+    return what ? tell("%s: %s", what, nkv_last_error()) : tell("%s", nkv_last_error());
+}
+
 static unsigned suffix_shift(const char *suffix)
 {
     static const char letters[] = "KMGT";

@@ -10,6 +10,9 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 /* Print "nearkv: ..." on stderr and return CLI_FAILED / CLI_USAGE. */
 int cli_fail(const char *format, ...) NKV_PRINTF(1, 2);
 int cli_usage(const char *format, ...) NKV_PRINTF(1, 2);
+/* Prints why a call of the library failed with status, behind `what`, if that is not NULL. returns: CLI_USAGE if its
+ * arguments are wrong (NKV_EINVAL), else CLI_FAILED. */
+int cli_refused(const char *what, int status);
 
 /* From now on messages are not printed; the last one is kept. tell: prints it, with the number of this rank. */
 void cli_hold_messages(void);

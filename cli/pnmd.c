@@ -179,7 +179,7 @@ int pnmd_main(int argc, char **argv)
         return rc < 0 ? CLI_OK : rc;
     status = nkv_serve_open(&options, &serving);
     if (status < 0)
-        return status == NKV_EINVAL ? cli_usage("%s", nkv_last_error()) : cli_fail("%s", nkv_last_error());
+        return cli_refused(NULL, status);
     signal(SIGPIPE, SIG_IGN); /* who reads the log may leave */
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);

@@ -251,7 +251,7 @@ static int run(const struct paper_options *o, const struct nkv_sim_machine *serv
     progress_start(&progress, "sim paper", "points");
     status = nkv_sim_paper_run(&options, paper_out);
     progress_end(&progress);
-    return status < 0 ? cli_fail("%s", nkv_last_error()) : CLI_OK;
+    return status < 0 ? cli_refused(NULL, status) : CLI_OK;
 }
 
 static int report(const struct paper_options *o, const struct nkv_sim_machine *server,

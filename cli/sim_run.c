@@ -179,7 +179,7 @@ int sim_run_main(int argc, char **argv)
     struct run_options o = {0};
     struct nkv_sim_machine *machine;
     struct nkv_sim_report report;
-    int rc;
+    int rc, status;
 
     sim_options_init(&o.sim);
     rc = read_options(argc, argv, &o);
@@ -192,8 +192,9 @@ int sim_run_main(int argc, char **argv)
     rc = sim_options_open(&o.sim, &machine);
     if (rc != CLI_OK)
         return rc;
-    if (nkv_sim_run(&o.sim.config, &report) < 0)
-        rc = cli_fail("%s", nkv_last_error());
+    status = nkv_sim_run(&o.sim.config, &report);
+    if (status < 0)
+        rc = cli_refused(NULL, status);
     else if (o.json)
         rc = print_json(&o.sim, machine, &report);
     else

@@ -205,10 +205,10 @@ static int verdict(const struct nkv_sim_validation *v)
 static int validate(struct validate_options *o, const struct nkv_sim_machine *machine)
 {
     struct nkv_sim_validation *v;
-    int rc = CLI_OK;
+    int rc = CLI_OK, status = nkv_sim_validate(machine, &v);
 
-    if (nkv_sim_validate(machine, &v) < 0)
-        return cli_fail("%s", nkv_last_error());
+    if (status < 0)
+        return cli_refused(NULL, status);
     if (!o->no_self)
         rc = self_run(&o->self);
     if (rc == CLI_OK && o->json)

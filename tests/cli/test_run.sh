@@ -169,7 +169,7 @@ for budget in (512, 2048):
     trace = got['assumptions']['trace']
     assert trace['file'] == f'{tmp}/trace' and trace['scores'] and trace['sequences'] == 1 and trace['budget_tokens'] == 512, trace
     assert got['budget_tokens'] == budget and 'locality' not in got['assumptions']
-got, err = run(*sim, '--context', 4096, status=1)
+got, err = run(*sim, '--context', 4096, status=2)
 assert 'steps are recorded, at' in err, err
 run('run', '-p', 'a is ', '-p', 'b is ', '--trace', f'{tmp}/t2', '--devices', 2, '--json')
 assert os.path.getsize(f'{tmp}/t2.0') > 64 and os.path.getsize(f'{tmp}/t2.1') > 64

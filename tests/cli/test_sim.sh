@@ -116,9 +116,25 @@ expect 2 'needs a value' run --context
 expect 2 '--budget x' run --budget x
 expect 2 'gpu.no_such_key' run --set gpu.no_such_key=1
 expect 2 "no mapping 'xp'" run --kv-parallel xp
-expect 1 'a group can be 1, 2' run --kv-parallel tp --pnm 6
-expect 1 'modes pnm, png and full' run --kv-parallel cp --mode recall
-expect 1 'all or none' run --kv-parallel auto --kv-group 2
+expect 2 'a group can be 1, 2' run --kv-parallel tp --pnm 6
+expect 2 'modes pnm, png and full' run --kv-parallel cp --mode recall
+expect 2 'all or none' run --kv-parallel auto --kv-group 2
+expect 2 'use tp or cp' run --kv-group 2
+expect 2 'give at least one' run --kv-parallel cp --pnm 0
+expect 2 'mapping dp only' run --kv-parallel cp --micro-batches 2
+expect 2 'needs PNM devices' run --pnm 0
+expect 2 '64 heads of llama-3.1-70b do not split over 3 GPUs' run --gpus 3
+expect 2 'do not split into groups of 3' run --tp 3
+expect 2 'raise the budget' run --budget 64
+expect 2 'raise the budget' run --budget 64 --mode recall
+expect 2 'how many tokens a request generates' run --prefill in-flight
+expect 2 '64 steps in a context of 64 tokens' run --context 64 --steps 64
+expect 2 'at most 4096' run --model llama-3.1-8b --context 1024 --pnm 512
+expect 2 'must not be more than gpu.busy_power' run --set 'gpu.idle_power=900 W'
+expect 2 'must not be more than gpu.busy_power' paper --set 'gpu.idle_power=900 W'
+expect 2 'must not be more than gpu.busy_power' validate --no-self --set 'gpu.idle_power=900 W'
+expect 2 'raise the budget' paper --no-tornado --layers 1 --steps 1 --streams 1 --budget 1
+expect 1 'none of' paper --no-tornado --layers 1 --steps 1 --streams 1 --set 'pnm.memory_capacity=1 GB' --set 'gpu.memory_capacity=1 GB'
 expect 2 '--weights int3' run --weights int3
 expect 1 'llama-3.1-8b' run --model nothing
 expect 1 'paper-server' run --machine nothing
