@@ -182,6 +182,7 @@ static int open_devices(struct bench *b, const struct nkv_seq_options *seq_optio
         .n_threads = b->opt.n_threads,
     };
     uint64_t compute_bytes, device_bytes;
+    int status;
 
     if (nkv_kv_estimate(&b->opt.shape, seq_options->max_tokens, &estimate) < 0 ||
         nkv_compute_estimate(&b->opt.shape, seq_options, &compute_bytes) < 0)
@@ -191,8 +192,9 @@ static int open_devices(struct bench *b, const struct nkv_seq_options *seq_optio
                          device_bytes + compute_bytes + BANDWIDTH_BYTES + estimate_program_bytes(&program)) != CLI_OK)
         return CLI_FAILED;
     config.capacity_bytes = estimate.total_bytes;
-    if (nkv_device_open(b->opt.device, &config, &b->device) < 0)
-        return cli_fail("%s", nkv_last_error());
+    status = nkv_device_open(b->opt.device, &config, &b->device);
+    if (status < 0)
+        return cli_refused("--device", status);
     config.capacity_bytes = compute_bytes;
     if (compute_bytes > 0 && nkv_device_open("cpu", &config, &b->compute) < 0)
         return cli_fail("%s", nkv_last_error());
@@ -205,14 +207,16 @@ static int bench_open(struct bench *b)
     struct nkv_context_options context = {.size = sizeof context, .shape = *shape, .n_devices = 1, .max_batch = 1};
     struct nkv_seq_options seq;
     size_t q_floats = (size_t)shape->n_heads * shape->head_dim, kv_floats = (size_t)shape->n_kv_heads * shape->head_dim;
+    int rc;
 
     nkv_seq_options_init(&seq);
     seq.max_tokens = b->opt.ctx_tokens + b->opt.n_steps + 1;
     seq.mode = b->opt.mode;
     seq.granularity = b->opt.granularity;
     seq.budget_tokens = b->opt.n_pages * shape->page_tokens;
-    if (open_devices(b, &seq) != CLI_OK)
-        return CLI_FAILED;
+    rc = open_devices(b, &seq);
+    if (rc != CLI_OK)
+        return rc;
     context.devices = &b->device;
     context.compute = b->compute;
     if (nkv_context_open(&context, &b->context) < 0 || nkv_seq_open(b->context, &seq, &b->seq) < 0)

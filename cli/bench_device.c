@@ -109,7 +109,7 @@ int bench_device_main(int argc, char **argv)
     };
     struct nkv_device *device = NULL;
     double *us, min;
-    int rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, &o);
+    int rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, &o), status = 0;
 
     if (rc != CLI_OK)
         return rc < 0 ? CLI_OK : rc;
@@ -117,8 +117,10 @@ int bench_device_main(int argc, char **argv)
     us = malloc(o.n_trips * sizeof *us);
     if (!us)
         rc = cli_fail("out of memory");
-    else if (nkv_device_open(o.device, &config, &device) < 0)
-        rc = cli_fail("%s", nkv_last_error());
+    else
+        status = nkv_device_open(o.device, &config, &device);
+    if (status < 0)
+        rc = cli_refused("--device", status);
     if (rc == CLI_OK)
         rc = measure(device, &o, us);
     if (rc == CLI_OK)

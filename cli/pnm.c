@@ -143,10 +143,10 @@ static int read_options(int argc, char **argv, struct options *o)
 static int show_stat(const struct options *o)
 {
     struct nkv_serve_stat stat;
-    int rc = CLI_OK;
+    int rc = remote_stat(o->spec, &stat);
 
-    if (nkv_serve_stat(o->spec + 5, &stat) < 0)
-        return cli_fail("%s: %s", o->spec, nkv_last_error());
+    if (rc != CLI_OK)
+        return rc;
     if (o->json)
         rc = print_json(&stat);
     else

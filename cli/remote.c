@@ -20,6 +20,13 @@ bool remote_is_memory(const char *spec)
     return strncmp(spec, "file:", 5) == 0 || strncmp(spec, "dax:", 4) == 0;
 }
 
+int remote_stat(const char *spec, struct nkv_serve_stat *stat_out)
+{
+    int status = nkv_serve_stat(spec + strlen("unix:"), stat_out);
+
+    return status < 0 ? cli_refused(spec, status) : CLI_OK;
+}
+
 /* All 0: it has none yet. */
 static int ask_shape(const char *spec, struct nkv_kv_shape *shape_out)
 {
@@ -31,9 +38,11 @@ static int ask_shape(const char *spec, struct nkv_kv_shape *shape_out)
             return cli_fail("%s", nkv_last_error());
     } else if (strncmp(spec, "unix:", 5) != 0) {
         return cli_usage("device '%s': give unix:PATH, the socket of a nearkv pnmd, or file:PATH", spec);
-    } else if (nkv_serve_stat(spec + 5, &stat) < 0) {
-        return cli_fail("%s: %s", spec, nkv_last_error());
     } else {
+        int rc = remote_stat(spec, &stat);
+
+        if (rc != CLI_OK)
+            return rc;
         shape = stat.shape;
     }
     *shape_out = shape;
@@ -139,11 +148,12 @@ int remote_list(const struct remote *remote, bool json)
 
 static int find(const struct remote *remote, const char *name, struct nkv_session_info *info_out)
 {
+    int status;
+
     if (!remote->context)
         return cli_fail("%s: no session '%s': the device holds nothing yet", remote->spec, name);
-    if (nkv_session_find(remote->context, name, info_out) < 0)
-        return cli_fail("%s: %s", remote->spec, nkv_last_error());
-    return CLI_OK;
+    status = nkv_session_find(remote->context, name, info_out);
+    return status < 0 ? cli_refused(remote->spec, status) : CLI_OK;
 }
 
 int remote_show(const struct remote *remote, const char *name, bool json)

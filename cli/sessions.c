@@ -107,7 +107,7 @@ static int export(const struct remote *remote, const struct options *o)
     progress_end(&progress);
     if (status == NKV_ECANCELED)
         return cli_fail("interrupted: %s was not written", o->file);
-    return status < 0 ? cli_fail("%s", nkv_last_error()) : CLI_OK;
+    return status < 0 ? cli_refused(NULL, status) : CLI_OK;
 }
 
 static int import(const struct remote *remote, const struct options *o)
@@ -120,7 +120,7 @@ static int import(const struct remote *remote, const struct options *o)
     progress_end(&progress);
     if (status == NKV_ECANCELED)
         return cli_fail("interrupted: nothing was left on %s", remote->spec);
-    return status < 0 ? cli_fail("%s", nkv_last_error()) : CLI_OK;
+    return status < 0 ? cli_refused(NULL, status) : CLI_OK;
 }
 
 static int run(const struct options *o)

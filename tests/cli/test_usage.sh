@@ -45,6 +45,8 @@ expect 2 "--trace 'a:b'" run -p x --trace a:b
 expect 2 "no evaluation 'all'" eval all
 expect 2 "no benchmark 'all'" bench all
 expect 2 'see nearkv bench attend --help' bench attend --no-such-option
+expect 2 "--device: unknown device 'gpu'" bench attend --device gpu --ctx 256 --steps 5
+expect 2 "--device: unknown device 'gpu'" bench device --device gpu
 expect 2 'no model shape' bench decode --shape none
 expect 2 'no model shape' bench prefill --shape none
 expect 2 'raise the budget' bench decode --shape needle-256 --ctx 64 --budget 1
@@ -70,6 +72,8 @@ expect 1 'no device listens' session list --device "unix:$tmp/none"
 expect 1 'No such file' session import "$tmp/none" --device "unix:$tmp/none"
 expect 2 'say what to do' pnm walk
 expect 2 'NAME unix:PATH' pnm show "unix:$tmp/none"
+expect 2 'it must have from 1 to 107' pnm stat unix:
+expect 2 'it must have from 1 to 107' session list --device unix:
 expect 2 '--watch is for' pnm list "unix:$tmp/none" --watch
 expect 2 '--device' run -p x --device cpu:colour=red
 expect 2 'No such file' run -f "$tmp/none" -p x
