@@ -370,6 +370,17 @@ static int pump(struct group *group)
     return 0;
 }
 
+static int finish(struct group *group, const struct group_entry *entry)
+{
+    if (entry->cmd.op == NKV_OP_SELECT)
+        return group->kind->finish_select(group, entry);
+    if (entry->cmd.op == NKV_OP_ATTEND)
+        return group->kind->finish_attend(group, entry);
+    if (entry->cmd.op == NKV_OP_READ)
+        return group->kind->finish_read(group, entry);
+    return (int)entry->cmd.n_tokens; /* APPEND */
+}
+
 static void finish_entries(struct group *group)
 {
     for (uint64_t i = group->n_given; i < group->n_begun; i++) {
@@ -378,7 +389,7 @@ static void finish_entries(struct group *group)
         if (entry->state != GROUP_RUNS || entry->n_open > 0)
             continue;
         if (entry->res == 0 && is_data(&entry->cmd)) {
-            int res = group->kind->finish(group, entry);
+            int res = finish(group, entry);
 
             if (res < 0)
                 entry_fail(entry, NULL, res);

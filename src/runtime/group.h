@@ -39,7 +39,9 @@ struct group_kind {
     /* Adds the members' commands of an APPEND, SELECT, ATTEND or READ. returns: 0, or what is wrong with it. */
     int (*plan)(struct group *group, struct group_entry *entry);
     /* All of them succeeded: writes the output. returns: the command's result. */
-    int (*finish)(struct group *group, const struct group_entry *entry);
+    int (*finish_select)(struct group *group, const struct group_entry *entry);
+    int (*finish_attend)(struct group *group, const struct group_entry *entry);
+    int (*finish_read)(struct group *group, const struct group_entry *entry);
 };
 
 extern const struct group_kind group_cp, group_tp;

@@ -290,19 +290,12 @@ static int finish_read(struct group *group, const struct group_entry *entry)
     return (int)n_all;
 }
 
-static int finish(struct group *group, const struct group_entry *entry)
-{
-    switch (entry->cmd.op) {
-    case NKV_OP_APPEND:
-        return (int)entry->cmd.n_tokens;
-    case NKV_OP_SELECT:
-        return finish_select(group, entry);
-    case NKV_OP_READ:
-        return finish_read(group, entry);
-    default:
-        return finish_attend(group, entry);
-    }
-}
-
 const struct group_kind group_tp = {
-    .id = NKV_KV_HEADS, .name = "tp", .local_tokens = local_tokens, .plan = plan, .finish = finish};
+    .id = NKV_KV_HEADS,
+    .name = "tp",
+    .local_tokens = local_tokens,
+    .plan = plan,
+    .finish_select = finish_select,
+    .finish_attend = finish_attend,
+    .finish_read = finish_read,
+};
