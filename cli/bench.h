@@ -116,8 +116,7 @@ int bench_times_median(const struct bench_times *times, uint32_t n, struct bench
                        double *min_token_out);
 
 /*
- * Reads long options: read_flag takes each but `help`, which prints usage. returns: CLI_OK, CLI_USAGE after a message,
- * or -1: help was printed.
+ * As arguments_options, but an argument that is no option is wrong.
  */
 int bench_read_options(int argc, char **argv, const char *usage, const struct option *options, int help,
                        int (*read_flag)(int flag, const char *arg, void *read_arg), void *read_arg);

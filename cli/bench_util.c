@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "arguments.h"
 #include "cli.h"
 #include "progress.h"
 #include "text.h"
@@ -185,20 +186,9 @@ double bench_median(double *values, uint32_t n, double *min_out)
 int bench_read_options(int argc, char **argv, const char *usage, const struct option *options, int help,
                        int (*read_flag)(int flag, const char *arg, void *read_arg), void *read_arg)
 {
-    const char *letters = "";
-    int flag, rc;
+    int rc = arguments_options(argc, argv, usage, options, help, read_flag, read_arg);
 
-    for (const struct option *o = options; o->name; o++)
-        if (o->val == 'm')
-            letters = "m:"; /* --model, the only one with a letter */
-    while ((flag = getopt_long(argc, argv, letters, options, NULL)) != -1) {
-        if (flag == help) {
-            fputs(usage, stdout);
-            return -1;
-        }
-        rc = read_flag(flag, optarg, read_arg);
-        if (rc != CLI_OK)
-            return rc;
-    }
+    if (rc != CLI_OK)
+        return rc;
     return optind < argc ? cli_usage("unexpected argument '%s': see --help", argv[optind]) : CLI_OK;
 }

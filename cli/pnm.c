@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* nearkv pnm: looks at a device process from outside, and removes what nobody wants any more. */
 #define _GNU_SOURCE
-#include <getopt.h>
 #include <jansson.h>
 #include <nearkv/serve.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "arguments.h"
 #include "cli.h"
 #include "commands.h"
 #include "remote.h"
@@ -25,9 +25,6 @@ static const char usage[] = "usage: nearkv pnm stat unix:PATH [--watch] [--json]
                             "\n"
                             "  --watch      stat: again every second, until Ctrl-C or the device ends\n"
                             "  --json       one JSON object on stdout (with --watch: one a line)\n";
-
-static const char synopsis[] =
-    "nearkv pnm stat|list unix:PATH, nearkv pnm show|remove NAME unix:PATH, nearkv pnm check file:PATH";
 
 enum { WATCH = 256, JSON, HELP };
 
@@ -97,47 +94,45 @@ static void print_text(const struct nkv_serve_stat *stat)
     }
 }
 
+static const struct arguments_verb verbs[] = {
+    {"stat", "unix:PATH", 1},        {"list", "unix:PATH", 1},  {"show", "NAME unix:PATH", 2},
+    {"remove", "NAME unix:PATH", 2}, {"check", "file:PATH", 1}, {NULL, NULL, 0},
+};
+
+static int read_flag(int flag, const char *arg, void *read_arg)
+{
+    struct options *o = read_arg;
+
+    (void)arg;
+    if (flag != WATCH && flag != JSON)
+        return cli_usage("see nearkv pnm --help for the options");
+    o->watch |= flag == WATCH;
+    o->json |= flag == JSON;
+    return CLI_OK;
+}
+
 static int read_arguments(int argc, char **argv, struct options *o)
 {
-    o->what = argc > 0 ? argv[0] : "";
-    if (strcmp(o->what, "show") == 0 || strcmp(o->what, "remove") == 0) {
-        if (argc != 3)
-            return cli_usage("name a session and a device: nearkv pnm %s NAME unix:PATH", o->what);
-        o->name = argv[1];
-    } else if (strcmp(o->what, "check") == 0) {
-        if (argc != 2 || !remote_is_memory(argv[1]))
-            return cli_usage("name memory that no process has: nearkv pnm check file:PATH or dax:/dev/daxX.Y");
-    } else if (strcmp(o->what, "stat") != 0 && strcmp(o->what, "list") != 0) {
-        return cli_usage("say what to do: %s", synopsis);
-    } else if (argc != 2) {
-        return cli_usage("name one device: nearkv pnm %s unix:PATH", o->what);
-    }
-    o->spec = argv[argc - 1];
-    if (strncmp(o->spec, "unix:", 5) != 0 && (strcmp(o->what, "stat") == 0 || !remote_is_memory(o->spec)))
-        return cli_usage("name one device: nearkv pnm %s%s unix:PATH", o->what, o->name ? " NAME" : "");
-    if (o->watch && strcmp(o->what, "stat") != 0)
+    const struct arguments_verb *verb = NULL;
+    int rc = arguments_verb("pnm", verbs, argc, argv, &verb);
+    bool is_stat, is_memory;
+
+    if (rc != CLI_OK)
+        return rc;
+    o->what = verb->name;
+    o->name = verb->n == 2 ? argv[1] : NULL;
+    o->spec = argv[verb->n];
+    is_stat = strcmp(o->what, "stat") == 0;
+    is_memory = remote_is_memory(o->spec);
+    if (strcmp(o->what, "check") == 0 && !is_memory)
+        return cli_usage("name memory that no process has: nearkv pnm check file:PATH or dax:/dev/daxX.Y");
+    if (strncmp(o->spec, "unix:", 5) != 0 && (is_stat || !is_memory))
+        return cli_usage("name one device: nearkv pnm %s %s", o->what, verb->takes);
+    if (o->watch && !is_stat)
         return cli_usage("--watch is for nearkv pnm stat");
     if (o->json && strcmp(o->what, "remove") == 0)
         return cli_usage("--json: nearkv pnm remove prints nothing");
     return CLI_OK;
-}
-
-/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
-static int read_options(int argc, char **argv, struct options *o)
-{
-    int flag;
-
-    while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        if (flag == HELP) {
-            fputs(usage, stdout);
-            return -1;
-        }
-        if (flag != WATCH && flag != JSON)
-            return cli_usage("see nearkv pnm --help for the options");
-        o->watch |= flag == WATCH;
-        o->json |= flag == JSON;
-    }
-    return read_arguments(argc - optind, argv + optind, o);
 }
 
 static int show_stat(const struct options *o)
@@ -174,8 +169,10 @@ static int on_sessions(const struct options *o)
 int pnm_main(int argc, char **argv)
 {
     struct options o = {0};
-    int rc = read_options(argc, argv, &o);
+    int rc = arguments_options(argc, argv, usage, long_options, HELP, read_flag, &o);
 
+    if (rc == CLI_OK)
+        rc = read_arguments(argc - optind, argv + optind, &o);
     if (rc != CLI_OK)
         return rc < 0 ? CLI_OK : rc;
     if (strcmp(o.what, "check") == 0)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "cli.h"
 #include "commands.h"
 
@@ -115,8 +116,10 @@ static int read_keep(const char *arg, struct nkv_serve_options *o)
     return rc;
 }
 
-static int read_flag(int flag, const char *arg, struct nkv_serve_options *o)
+static int read_flag(int flag, const char *arg, void *read_arg)
 {
+    struct nkv_serve_options *o = read_arg;
+
     switch (flag) {
     case MEMORY:
         return read_memory(arg, o);
@@ -145,17 +148,10 @@ static int read_flag(int flag, const char *arg, struct nkv_serve_options *o)
 /* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
 static int read_options(int argc, char **argv, struct nkv_serve_options *o)
 {
-    int flag, rc;
+    int rc = arguments_options(argc, argv, usage, long_options, HELP, read_flag, o);
 
-    while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        if (flag == HELP) {
-            fputs(usage, stdout);
-            return -1;
-        }
-        rc = read_flag(flag, optarg, o);
-        if (rc != CLI_OK)
-            return rc;
-    }
+    if (rc != CLI_OK)
+        return rc;
     if (optind < argc)
         return cli_usage("unexpected argument '%s': see nearkv pnmd --help", argv[optind]);
     if (o->capacity_bytes == 0 && !o->memory)

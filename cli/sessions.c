@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* nearkv session: sessions as things that are listed, removed, and carried from one device to another as a file. */
 #define _GNU_SOURCE
-#include <getopt.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "cli.h"
 #include "commands.h"
 #include "progress.h"
@@ -37,62 +37,55 @@ struct options {
     bool json;
 };
 
-static const struct {
-    const char *what, *arguments;
-    int n;
-} verbs[] = {
-    {"export", "NAME FILE", 2},
-    {"import", "FILE", 1},
-    {"list", "", 0},
-    {"remove", "NAME", 1},
+#define WHERE "--device unix:PATH"
+
+static const struct arguments_verb verbs[] = {
+    {"export", "NAME FILE " WHERE, 2},
+    {"import", "FILE " WHERE, 1},
+    {"list", WHERE, 0},
+    {"remove", "NAME " WHERE, 1},
+    {NULL, NULL, 0},
 };
 
-static int read_arguments(int argc, char **argv, struct options *o)
+static int read_flag(int flag, const char *arg, void *read_arg)
 {
-    size_t i = 0;
+    struct options *o = read_arg;
 
-    while (i < 4 && (argc == 0 || strcmp(argv[0], verbs[i].what) != 0))
-        i++;
-    if (i == 4)
-        return cli_usage("say what to do: nearkv session export, import, list or remove");
-    o->what = verbs[i].what;
-    if (argc - 1 != verbs[i].n)
-        return cli_usage("usage: nearkv session %s %s --device unix:PATH", o->what, verbs[i].arguments);
-    o->session = i == 0 || i == 3 ? argv[1] : NULL;
-    o->file = i < 2 ? argv[argc - 1] : NULL;
-    if (!o->device)
-        return cli_usage("nearkv session %s: name the device: --device unix:PATH or --memory file:PATH", o->what);
-    if (o->name && i != 1)
-        return cli_usage("--name is for nearkv session import");
-    if (o->json && i != 2)
-        return cli_usage("--json is for nearkv session list");
+    if ((flag == DEVICE || flag == MEMORY) && o->device)
+        return cli_usage("--device, --memory: give one");
+    if (flag == MEMORY && !remote_is_memory(arg))
+        return cli_usage("--memory %s: give file:PATH[:SIZE] or dax:/dev/daxX.Y", arg);
+    if (flag == DEVICE || flag == MEMORY)
+        o->device = arg;
+    else if (flag == NAME)
+        o->name = arg;
+    else if (flag == JSON)
+        o->json = true;
+    else
+        return cli_usage("see nearkv session --help for the options");
     return CLI_OK;
 }
 
-/* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
-static int read_options(int argc, char **argv, struct options *o)
+static int read_arguments(int argc, char **argv, struct options *o)
 {
-    int flag;
+    const struct arguments_verb *verb = NULL;
+    int rc = arguments_verb("session", verbs, argc, argv, &verb);
+    bool imports, exports;
 
-    while ((flag = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        if (flag == HELP) {
-            fputs(usage, stdout);
-            return -1;
-        }
-        if ((flag == DEVICE || flag == MEMORY) && o->device)
-            return cli_usage("--device, --memory: give one");
-        if (flag == MEMORY && !remote_is_memory(optarg))
-            return cli_usage("--memory %s: give file:PATH[:SIZE] or dax:/dev/daxX.Y", optarg);
-        if (flag == DEVICE || flag == MEMORY)
-            o->device = optarg;
-        else if (flag == NAME)
-            o->name = optarg;
-        else if (flag == JSON)
-            o->json = true;
-        else
-            return cli_usage("see nearkv session --help for the options");
-    }
-    return read_arguments(argc - optind, argv + optind, o);
+    if (rc != CLI_OK)
+        return rc;
+    o->what = verb->name;
+    imports = strcmp(o->what, "import") == 0;
+    exports = strcmp(o->what, "export") == 0;
+    o->session = exports || strcmp(o->what, "remove") == 0 ? argv[1] : NULL;
+    o->file = exports || imports ? argv[verb->n] : NULL;
+    if (!o->device)
+        return cli_usage("nearkv session %s: name the device: --device unix:PATH or --memory file:PATH", o->what);
+    if (o->name && !imports)
+        return cli_usage("--name is for nearkv session import");
+    if (o->json && strcmp(o->what, "list") != 0)
+        return cli_usage("--json is for nearkv session list");
+    return CLI_OK;
 }
 
 static int export(const struct remote *remote, const struct options *o)
@@ -148,8 +141,10 @@ static int run(const struct options *o)
 int session_main(int argc, char **argv)
 {
     struct options o = {0};
-    int rc = read_options(argc, argv, &o);
+    int rc = arguments_options(argc, argv, usage, long_options, HELP, read_flag, &o);
 
+    if (rc == CLI_OK)
+        rc = read_arguments(argc - optind, argv + optind, &o);
     if (rc != CLI_OK)
         return rc < 0 ? CLI_OK : rc;
     progress_catch_interrupt();

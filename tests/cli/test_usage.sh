@@ -85,7 +85,8 @@ expect 2 'is missing' run -p x --device cpu:capacity=128K
 expect 1 'no device listens' run -p x --device unix:"$tmp/none"
 expect 2 'socket path' run -p x --device unix:
 expect 1 'no device listens' pnm stat unix:"$tmp/none"
-expect 2 'name one device' pnm stat
+expect 2 'which takes 1: nearkv pnm stat unix:PATH' pnm stat
+expect 2 'name one device' pnm stat file:x
 expect 2 'say what to do' pnm
 expect 2 'what memory' pnmd --listen unix:"$tmp/s"
 expect 2 'where clients find' pnmd --memory anon:64M
