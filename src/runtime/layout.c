@@ -218,17 +218,11 @@ static int remap(struct nkv_context *context, struct port *port, uint64_t bytes,
     return status;
 }
 
-int context_reserve_control(struct nkv_context *context, uint64_t bytes)
+int context_reserve_control(struct nkv_context *context, struct port *port, uint64_t bytes)
 {
-    for (uint32_t i = 0; i < context->options.n_devices; i++) {
-        struct port *port = &context->ports[i];
-
-        if (port->status < 0)
-            FAIL(port->status, "%s", port->error);
-        if (port->control_bytes < bytes)
-            TRY(remap(context, port, port->lane_bytes, bytes));
-    }
-    return 0;
+    if (port->status < 0)
+        FAIL(port->status, "%s", port->error);
+    return port->control_bytes < bytes ? remap(context, port, port->lane_bytes, bytes) : 0;
 }
 
 static int reserve_windows(struct nkv_context *context, const struct nkv_seq *seq)

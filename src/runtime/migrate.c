@@ -146,6 +146,7 @@ int nkv_seq_migrate(struct nkv_seq *seq, uint32_t device, nkv_progress_fn progre
         .progress_arg = progress_arg,
     };
     struct nkv_seq *copy = NULL;
+    uint64_t control_bytes;
     int status;
 
     TRY(check(seq, device));
@@ -155,7 +156,9 @@ int nkv_seq_migrate(struct nkv_seq *seq, uint32_t device, nkv_progress_fn progre
     m.piece_pages = m.page_bytes > PIECE_BYTES ? 1 : (uint32_t)(PIECE_BYTES / m.page_bytes);
     m.piece_pages = m.piece_pages > m.n_pages ? m.n_pages : m.piece_pages;
     context_drain(context, seq, ANY_LAYER);
-    TRY(context_reserve_control(context, nkv_list_stride(m.piece_pages) + m.piece_pages * m.page_bytes));
+    control_bytes = nkv_list_stride(m.piece_pages) + m.piece_pages * m.page_bytes;
+    TRY(context_reserve_control(context, seq->home, control_bytes));
+    TRY(context_reserve_control(context, &context->ports[device], control_bytes));
     TRY(open_copy(seq, &context->ports[device], &copy));
     m.to = copy;
     status = carry(&m);

@@ -301,8 +301,9 @@ void work_layout(const struct nkv_kv_shape *shape, const struct nkv_seq *seq, en
                  uint32_t block_tokens, struct home_layout *home_out, struct compute_layout *compute_out);
 /* Grows windows, scratch and log line to what seq can ask for. pre: no ticket is open, or nothing has to grow. */
 int context_reserve(struct nkv_context *context, const struct nkv_seq *seq);
-/* Grows the PNM devices' room for operands of control commands. pre: as context_reserve. */
-int context_reserve_control(struct nkv_context *context, uint64_t bytes);
+/* Grows a PNM device's room for operands of control commands. pre: as context_reserve. returns: 0, also what the device
+ * is lost with. */
+int context_reserve_control(struct nkv_context *context, struct port *port, uint64_t bytes);
 /* What a lane's part of the port's window must hold now. */
 uint64_t context_lane_bytes(const struct nkv_context *context, const struct port *port);
 

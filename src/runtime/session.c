@@ -30,11 +30,11 @@ static uint64_t infos_at(uint32_t n_ids)
     return IDS_AT + nkv_align64(4u * (uint64_t)n_ids);
 }
 
-static int reserve(struct nkv_context *context, uint32_t n_ids)
+static int reserve(struct nkv_context *context, struct port *port, uint32_t n_ids)
 {
     uint32_t room = n_ids > SESSION_IDS ? n_ids : SESSION_IDS;
 
-    return context_reserve_control(context, infos_at(room) + LIST_INFOS * sizeof(struct nkv_seq_info));
+    return context_reserve_control(context, port, infos_at(room) + LIST_INFOS * sizeof(struct nkv_seq_info));
 }
 
 static void *control(const struct port *port, uint64_t at)
@@ -90,20 +90,35 @@ static int list_some(struct nkv_context *context, struct port *port, uint32_t fi
     return n_infos;
 }
 
-static int visit_all(struct nkv_context *context, const int32_t *ids, uint32_t n, struct visitor visitor)
+static int visit_port(struct nkv_context *context, struct port *port, const int32_t *ids, uint32_t n,
+                      struct visitor visitor)
 {
     struct nkv_seq_info infos[LIST_INFOS];
+    int n_infos = (int)LIST_INFOS;
 
-    TRY(reserve(context, n));
+    TRY(reserve(context, port, n));
+    for (uint32_t first = 0; n_infos == (int)LIST_INFOS; first += LIST_INFOS) {
+        n_infos = list_some(context, port, first, ids, n, infos);
+        TRY(n_infos);
+        for (int i = 0; i < n_infos; i++)
+            visitor.visit(visitor.arg, port, &infos[i]);
+    }
+    return 0;
+}
+
+/* *lost_out: a device that is lost and so tells nothing, or NULL. */
+static int visit_all(struct nkv_context *context, const int32_t *ids, uint32_t n, struct visitor visitor,
+                     const struct port **lost_out)
+{
+    *lost_out = NULL;
     for (uint32_t p = 0; p < context->options.n_devices; p++) {
-        int n_infos = (int)LIST_INFOS;
+        struct port *port = &context->ports[p];
+        int status = visit_port(context, port, ids, n, visitor);
 
-        for (uint32_t first = 0; n_infos == (int)LIST_INFOS; first += LIST_INFOS) {
-            n_infos = list_some(context, &context->ports[p], first, ids, n, infos);
-            TRY(n_infos);
-            for (int i = 0; i < n_infos; i++)
-                visitor.visit(visitor.arg, &context->ports[p], &infos[i]);
-        }
+        if (port->status < 0)
+            *lost_out = port;
+        else
+            TRY(status);
     }
     return 0;
 }
@@ -131,12 +146,16 @@ static void look(void *arg, struct port *port, const struct nkv_seq_info *info)
     }
 }
 
+/* A name that no device tells may be that of a session on one that is lost: then there is no answer. */
 static int find(struct nkv_context *context, const struct nkv_seq_name *name, const int32_t *ids, uint32_t n,
                 struct found *found_out)
 {
     struct found found = {.name = name};
+    const struct port *lost;
 
-    TRY(visit_all(context, ids, n, (struct visitor){look, &found}));
+    TRY(visit_all(context, ids, n, (struct visitor){look, &found}, &lost));
+    if (lost && !found.own_port)
+        FAIL(lost->status, "%s", lost->error);
     *found_out = found;
     return 0;
 }
@@ -189,8 +208,11 @@ static void take(void *arg, struct port *port, const struct nkv_seq_info *info)
 int nkv_session_list(struct nkv_context *context, uint32_t first, struct nkv_session_info *infos_out, uint32_t n)
 {
     struct lister lister = {.first = first, .n = n < INT32_MAX ? n : INT32_MAX, .infos = infos_out};
+    const struct port *lost;
 
-    TRY(visit_all(context, NULL, 0, (struct visitor){take, &lister}));
+    TRY(visit_all(context, NULL, 0, (struct visitor){take, &lister}, &lost));
+    if (lost)
+        FAIL(lost->status, "%s", lost->error);
     if (lister.n_seen <= first)
         return 0;
     return (int)(lister.n_seen - first < lister.n ? lister.n_seen - first : lister.n);
@@ -216,7 +238,7 @@ int nkv_session_tokens(struct nkv_seq *seq, uint32_t first, int32_t *tokens_out,
         FAIL(NKV_EINVAL, "this sequence is no session: it has no token ids");
     if (first > seq->length || n > seq->length - first)
         FAIL(NKV_EINVAL, "ids of %u tokens from %u on of a session of %u", n, first, seq->length);
-    TRY(reserve(seq->context, 0));
+    TRY(reserve(seq->context, port, 0));
     for (uint32_t done = 0; done < n; done += SESSION_IDS) {
         uint32_t some = n - done < SESSION_IDS ? n - done : SESSION_IDS;
         struct nkv_cmd cmd = {.op = NKV_OP_READ,
@@ -391,7 +413,7 @@ int session_publish(struct nkv_seq *seq, const struct nkv_seq_name *name, const 
     int32_t *own = NULL;
     int status;
 
-    TRY(reserve(seq->context, n));
+    TRY(reserve(seq->context, port, n));
     TRY(nkv_alloc(seq->context->options.max_tokens, sizeof *own, &own));
     memcpy(control(port, NAME_AT), name, sizeof *name);
     if (n)

@@ -29,9 +29,10 @@ static uint64_t data_at(uint32_t n)
     return nkv_list_stride(n);
 }
 
-static int reserve(struct nkv_context *context, const struct session_head *head)
+static int reserve(const struct nkv_seq *seq, const struct session_head *head)
 {
-    return context_reserve_control(context, data_at(head->piece_pages) + head->piece_pages * head->page_bytes);
+    return context_reserve_control(seq->context, seq->home,
+                                   data_at(head->piece_pages) + head->piece_pages * head->page_bytes);
 }
 
 static int report(struct transfer *t, const struct session_piece *piece)
@@ -103,7 +104,7 @@ static int export_seq(struct transfer *t, const struct nkv_seq_name *name, const
 
     session_head_fill(&t->context->shape, name, t->seq->length, &head);
     t->head = &head;
-    TRY(reserve(t->context, &head));
+    TRY(reserve(t->seq, &head));
     TRY(session_writer_open(path, &head, &writer));
     status = export_all(t, writer);
     session_writer_close(writer);
@@ -165,6 +166,7 @@ static int import_seq(struct transfer *t, struct session_file *file, const struc
     int32_t *ids = NULL;
     int status;
 
+    TRY(reserve(t->seq, t->head));
     TRY(nkv_alloc(t->head->n_tokens, sizeof *ids, &ids));
     status = import_all(t, file, ids);
     if (status == 0)
@@ -220,7 +222,6 @@ static int import_file(struct transfer *t, struct session_file *file, const char
     options.mode = NKV_MODE_FULL;
     options.keep_digests = true;
     options.max_tokens = t->head->n_tokens;
-    TRY(reserve(t->context, t->head));
     TRY(seq_open(t->context, &options, true, &t->seq));
     status = import_seq(t, file, &padded);
     if (status < 0)
