@@ -262,8 +262,8 @@ struct nkv_session_result {
  * empty one. The last token of a prompt is never reused: it must be fed to learn what follows. The sequence always has
  * digests; max_tokens is raised to what the session holds. Every step must be announced with nkv_seq_note_tokens.
  * returns: 0; NKV_EFORMAT: that name is another model's; NKV_ESTATE: another client has it, or as nkv_seq_open;
- * NKV_ENOENT: nothing to continue; NKV_EINVAL, NKV_ENOSPC, a device's error. If a device is lost, a session that another
- * holds is opened, and any other name is refused with that device's error, which may hold it.
+ * NKV_ENOENT: nothing to continue; NKV_EINVAL, NKV_ENOSPC, a device's error. If a device is lost, a session that
+ * another holds is opened, and any other name is refused with that device's error, which may hold it.
  */
 NKV_API int nkv_session_open(struct nkv_context *context, const struct nkv_seq_options *seq_options,
                              const struct nkv_session_options *options, struct nkv_seq **seq_out,
