@@ -32,8 +32,13 @@ struct serve_request {
     bool ended;
 };
 
+struct serve_work {
+    uint64_t busy_ns, read_bytes, written_bytes;
+};
+
 struct serve_device {
-    uint64_t busy_ns, read_bytes, written_bytes, prefill_tokens, output_tokens;
+    struct serve_work work; /* of the run, without what filled in prompts; until its end: what is not to count */
+    uint64_t fill_ns, prefill_tokens, output_tokens;
     uint32_t n_sequences; /* that were admitted there */
     bool is_lost;         /* and nobody can say what it has worked */
 };

@@ -59,12 +59,12 @@ static int percentiles_of(const struct serve *s, double (*value)(const struct se
 
 static uint64_t busy_ns(const struct serve_device *d)
 {
-    return d->busy_ns;
+    return d->work.busy_ns;
 }
 
 static uint64_t moved_bytes(const struct serve_device *d)
 {
-    return d->read_bytes + d->written_bytes;
+    return d->work.read_bytes + d->work.written_bytes;
 }
 
 /* The busiest device's work over the mean, of those that are there. */
@@ -99,13 +99,13 @@ static json_t *devices_json(const struct serve *s, double wall_s)
         struct nkv_device_caps caps = {.size = sizeof caps};
 
         (void)device->ops->caps(device, &caps); /* what fails leaves the name empty */
-        json_array_append_new(array,
-                              json_pack("{s:I, s:s, s:b, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "device", (json_int_t)i,
-                                        "name", caps.name, "lost", d->is_lost, "busy_s", (double)d->busy_ns * 1e-9,
-                                        "busy_share", (double)d->busy_ns * 1e-9 / wall_s, "read_bytes",
-                                        (json_int_t)d->read_bytes, "written_bytes", (json_int_t)d->written_bytes,
-                                        "sequences", (json_int_t)d->n_sequences, "prefill_tokens",
-                                        (json_int_t)d->prefill_tokens, "output_tokens", (json_int_t)d->output_tokens));
+        json_array_append_new(
+            array, json_pack("{s:I, s:s, s:b, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "device", (json_int_t)i, "name",
+                             caps.name, "lost", d->is_lost, "busy_s", (double)d->work.busy_ns * 1e-9, "busy_share",
+                             (double)d->work.busy_ns * 1e-9 / wall_s, "fill_s", (double)d->fill_ns * 1e-9, "read_bytes",
+                             (json_int_t)d->work.read_bytes, "written_bytes", (json_int_t)d->work.written_bytes,
+                             "sequences", (json_int_t)d->n_sequences, "prefill_tokens", (json_int_t)d->prefill_tokens,
+                             "output_tokens", (json_int_t)d->output_tokens));
     }
     return array;
 }
@@ -189,8 +189,9 @@ static void print_device(const struct serve *s, uint32_t i, double wall_s)
     if (d->is_lost)
         printf("device %-3u lost in the middle", i);
     else
-        printf("device %-3u busy %8.3f s (%5.1f %%), read %s, wrote %s", i, (double)d->busy_ns * 1e-9,
-               (double)d->busy_ns * 1e-7 / wall_s, cli_bytes(d->read_bytes), cli_bytes(d->written_bytes));
+        printf("device %-3u busy %8.3f s (%5.1f %%), read %s, wrote %s", i, (double)d->work.busy_ns * 1e-9,
+               (double)d->work.busy_ns * 1e-7 / wall_s, cli_bytes(d->work.read_bytes),
+               cli_bytes(d->work.written_bytes));
     fputs(has_own(s) ? ", " : "\n", stdout);
     if (has_own(s))
         print_load(d);

@@ -9,7 +9,9 @@
  * looks at the bell's counter once more and sleeps on it (a futex); who has sent something counts the bell up, and
  * wakes the sleeper if there is one. What takes several steps of MPI's on both sides (a long exchange), or comes from
  * another machine, does not ring: then the sleep ends by itself after a 32nd of the time waited so far. Else it ends
- * seldom: every look takes time from the device's team, which works on the same cores.
+ * seldom: every look takes time from the device's team, which works on the same cores. What comes through a lane
+ * (mpi_lane.c) is there when its bell rings, and where all ranks have bells nothing of MPI's waits meanwhile: then it
+ * hardly ever ends by itself.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -18,9 +20,10 @@
 #include "base/futex.h"
 #include "device/mpi_job.h"
 
-#define SPIN_NS  4000u
-#define YIELD_NS 20000u
-#define BULK     (64u << 10) /* bytes of an exchange from which on MPI may need several steps for it */
+#define SPIN_NS    4000u
+#define YIELD_NS   20000u
+#define CERTAIN_NS 50000000u
+#define BULK       (64u << 10) /* bytes of an exchange from which on MPI may need several steps for it */
 
 struct bell {
     _Alignas(NKV_CACHE_LINE) _Atomic uint32_t rings;
@@ -80,6 +83,11 @@ void nkv_mpi_bells_close(struct nkv_mpi *mpi)
     nkv_free(mpi->bells);
 }
 
+bool nkv_mpi_is_near(const struct nkv_mpi *mpi, uint32_t rank)
+{
+    return mpi->bells->of[rank] != NULL;
+}
+
 void nkv_mpi_ring(const struct nkv_mpi *mpi, uint32_t rank)
 {
     struct bell *bell = mpi->bells->of[rank];
@@ -100,12 +108,19 @@ void nkv_mpi_ring_all(const struct nkv_mpi *mpi, uint32_t n)
 
 struct nkv_mpi_turn nkv_mpi_first_turn(const struct nkv_mpi *mpi)
 {
-    return (struct nkv_mpi_turn){nkv_now_ns(), atomic_load(&mpi->bells->own->rings), mpi->bells->all_near};
+    return (struct nkv_mpi_turn){nkv_now_ns(), atomic_load(&mpi->bells->own->rings), mpi->bells->all_near, false};
 }
 
 static uint64_t clamp(uint64_t x, uint64_t low, uint64_t high)
 {
     return x < low ? low : x < high ? x : high;
+}
+
+static uint64_t sleep_ns(const struct nkv_mpi_turn *turn, uint64_t waited_ns)
+{
+    if (!turn->is_rung)
+        return clamp(waited_ns / 32, 5000, 1000000);
+    return turn->is_certain ? CERTAIN_NS : clamp(waited_ns / 4, 500000, 5000000);
 }
 
 void nkv_mpi_pause(const struct nkv_mpi *mpi, struct nkv_mpi_turn *turn)
@@ -119,9 +134,7 @@ void nkv_mpi_pause(const struct nkv_mpi *mpi, struct nkv_mpi_turn *turn)
         sched_yield();
     } else {
         atomic_store(&own->sleeps, 1);
-        nkv_futex_wait_shared(&own->rings, turn->seen,
-                              turn->is_rung ? clamp(waited_ns / 4, 500000, 5000000)
-                                            : clamp(waited_ns / 32, 5000, 1000000));
+        nkv_futex_wait_shared(&own->rings, turn->seen, sleep_ns(turn, waited_ns));
         atomic_store(&own->sleeps, 0);
     }
     turn->seen = atomic_load(&own->rings);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The job: joining and leaving it, and messages between its ranks. The end of a process is the launcher's to notice:
+ * The job: joining and leaving it. The end of a process is the launcher's to notice:
  * mpirun sees its child end, ends the others and says which it was. Watching each other was rejected: a rank that
  * computes for a minute looks like one that is dead.
  *
@@ -32,98 +32,6 @@ int nkv_mpi_check(int code, const char *what)
         return 0;
     MPI_Error_string(code, text, &length);
     FAIL(NKV_EDEVICE, "%s: MPI says: %s", what, text);
-}
-
-/* ---- Messages ---- */
-
-void nkv_mpi_outbox_init(struct nkv_mpi_outbox *outbox, const struct nkv_mpi *mpi, int peer, int tag)
-{
-    *outbox = (struct nkv_mpi_outbox){.mpi = mpi, .peer = peer, .tag = tag};
-    for (uint32_t i = 0; i < NKV_MPI_SLOTS; i++)
-        outbox->requests[i] = MPI_REQUEST_NULL;
-}
-
-int nkv_mpi_outbox_reserve(struct nkv_mpi_outbox *outbox, uint64_t bytes)
-{
-    struct nkv_region region;
-
-    if (bytes > INT_MAX)
-        FAIL(NKV_EINVAL, "messages of %llu bytes: MPI carries at most %d; use smaller batches",
-             (unsigned long long)bytes, INT_MAX);
-    for (uint32_t i = 0; i < NKV_MPI_SLOTS; i++) {
-        if (outbox->buffers[i].bytes >= bytes)
-            continue;
-        TRY(nkv_mpi_wait(outbox->mpi, &outbox->requests[i], "sending"));
-        TRY(nkv_region_open_sparse(bytes, &region));
-        nkv_region_close(&outbox->buffers[i]);
-        outbox->buffers[i] = region;
-    }
-    return 0;
-}
-
-int nkv_mpi_outbox_take(struct nkv_mpi_outbox *outbox, void **buffer_out)
-{
-    int done = 0;
-
-    TRY(nkv_mpi_check(MPI_Test(&outbox->requests[outbox->next], &done, MPI_STATUS_IGNORE), "sending"));
-    if (done)
-        *buffer_out = outbox->buffers[outbox->next].base;
-    return done != 0;
-}
-
-int nkv_mpi_outbox_send(struct nkv_mpi_outbox *outbox, uint64_t bytes)
-{
-    uint32_t slot = outbox->next;
-
-    outbox->next = (slot + 1) % NKV_MPI_SLOTS;
-    TRY(nkv_mpi_check(MPI_Isend(outbox->buffers[slot].base, (int)bytes, MPI_BYTE, outbox->peer, outbox->tag,
-                                outbox->mpi->world, &outbox->requests[slot]),
-                      "sending"));
-    nkv_mpi_ring(outbox->mpi, (uint32_t)outbox->peer);
-    return 0;
-}
-
-void nkv_mpi_outbox_close(struct nkv_mpi_outbox *outbox)
-{
-    for (uint32_t i = 0; i < NKV_MPI_SLOTS; i++) {
-        (void)nkv_mpi_wait(outbox->mpi, &outbox->requests[i], "sending");
-        nkv_region_close(&outbox->buffers[i]);
-    }
-}
-
-/* A long message moves while both sides look after it: the sender is woken for each of its steps. */
-static int finish_receiving(const struct nkv_mpi *mpi, MPI_Request *request, uint32_t source)
-{
-    struct nkv_mpi_turn turn = nkv_mpi_first_turn(mpi);
-    int done = 0;
-
-    for (;;) {
-        TRY(nkv_mpi_check(MPI_Test(request, &done, MPI_STATUS_IGNORE), "receiving"));
-        if (done)
-            return 0;
-        nkv_mpi_ring(mpi, source);
-        nkv_mpi_pause(mpi, &turn);
-    }
-}
-
-int64_t nkv_mpi_receive(const struct nkv_mpi *mpi, int source, int tag, const struct nkv_region *buffer)
-{
-    MPI_Message message;
-    MPI_Request request;
-    MPI_Status status;
-    int found = 0, n = 0;
-
-    for (int look = 0; look < 2 && !found; look++) /* OpenMPI looks first and fetches then: a lone look would be late */
-        TRY(nkv_mpi_check(MPI_Improbe(source, tag, mpi->world, &found, &message, &status), "receiving"));
-    if (!found)
-        return 0;
-    TRY(nkv_mpi_check(MPI_Get_count(&status, MPI_BYTE, &n), "receiving"));
-    if (n <= 0 || (size_t)n > buffer->bytes)
-        FAIL(NKV_EDEVICE, "rank %d sent a message of %d bytes where at most %zu were expected", source, n,
-             buffer->bytes);
-    TRY(nkv_mpi_check(MPI_Imrecv(buffer->base, n, MPI_BYTE, &message, &request), "receiving"));
-    TRY(finish_receiving(mpi, &request, (uint32_t)source));
-    return n;
 }
 
 /* ---- The job ---- */

@@ -13,11 +13,12 @@
  */
 #define _GNU_SOURCE
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "device/cpu.h"
-#include "device/mpi_job.h"
+#include "device/mpi_channel.h"
 #include "device/mpi_wire.h"
 #include "device/operands.h"
 
@@ -25,8 +26,8 @@
 
 struct service {
     struct nkv_mpi *job;
-    struct nkv_mpi_outbox outbox;
-    struct nkv_region window, inbox;
+    struct nkv_mpi_channel channel;
+    struct nkv_region window;
     uint64_t window_bytes;
     struct nkv_cpu *cpu; /* NULL: not open */
     struct nkv_affinity affinity;
@@ -41,10 +42,10 @@ struct service {
 
 static int take_buffer(struct service *s, void **buffer_out)
 {
-    struct nkv_mpi_turn turn = nkv_mpi_first_turn(s->job);
+    struct nkv_mpi_turn turn = nkv_mpi_channel_turn(&s->channel);
     int free;
 
-    while ((free = nkv_mpi_outbox_take(&s->outbox, buffer_out)) == 0)
+    while ((free = nkv_mpi_channel_take(&s->channel, buffer_out)) == 0)
         nkv_mpi_pause(s->job, &turn);
     return free < 0 ? free : 0;
 }
@@ -82,12 +83,12 @@ static int send_completions(struct service *s)
     for (uint32_t i = 0; i < s->n_done; i++)
         at = put_outputs(s, at, i);
     s->n_done = 0;
-    return nkv_mpi_outbox_send(&s->outbox, (uint64_t)(at - (char *)head));
+    return nkv_mpi_channel_send(&s->channel, (uint64_t)(at - (char *)head));
 }
 
-static int reply(struct service *s, enum nkv_mpi_kind kind, int status)
+static int reply(struct service *s, enum nkv_mpi_kind kind, int status, bool has_lane)
 {
-    struct nkv_mpi_reply answer = {.status = status};
+    struct nkv_mpi_reply answer = {.status = status, .has_lane = has_lane};
     struct nkv_mpi_head *head = NULL;
     char host[48] = "";
 
@@ -103,7 +104,7 @@ static int reply(struct service *s, enum nkv_mpi_kind kind, int status)
     TRY(take_buffer(s, (void **)&head));
     *head = nkv_mpi_head(kind);
     memcpy(head + 1, &answer, sizeof answer);
-    return nkv_mpi_outbox_send(&s->outbox, sizeof *head + sizeof answer);
+    return nkv_mpi_channel_send(&s->channel, sizeof *head + sizeof answer);
 }
 
 /* ---- Commands ---- */
@@ -165,6 +166,7 @@ static void close_device(struct service *s)
     s->cpu = NULL;
     nkv_region_close(&s->window);
     s->window_bytes = 0;
+    nkv_mpi_channel_use(&s->channel, NULL);
 }
 
 static int open_device(struct service *s, const struct nkv_mpi_request *request)
@@ -194,69 +196,96 @@ static int open_device(struct service *s, const struct nkv_mpi_request *request)
 
 static int map_window(struct service *s, uint64_t bytes)
 {
-    struct nkv_region window, inbox;
-    int status;
+    struct nkv_region window;
 
     if (!s->cpu)
         FAIL(NKV_ESTATE, "device mpi:%u is not open", s->job->rank);
     TRY(nkv_cpu_window_reserve(s->cpu, bytes));
-    TRY(nkv_mpi_outbox_reserve(&s->outbox, bytes + NKV_MPI_FRAME_BYTES));
-    TRY(nkv_region_open_sparse(bytes + NKV_MPI_FRAME_BYTES, &inbox));
-    status = nkv_region_open_sparse(bytes, &window);
-    if (status < 0) {
-        nkv_region_close(&inbox);
-        return status;
-    }
-    nkv_region_close(&s->inbox);
+    TRY(nkv_mpi_channel_reserve(&s->channel, bytes + NKV_MPI_FRAME_BYTES));
+    TRY(nkv_region_open_sparse(bytes, &window));
     nkv_region_close(&s->window);
-    s->inbox = inbox;
     s->window = window;
     s->window_bytes = bytes;
     return 0;
 }
 
+/* NULL: the host has offered none, it is not to be reached from here, or the user wants none. */
+static struct nkv_mpi_lane *join_lane(const struct nkv_mpi_request *request)
+{
+    const char *wanted = getenv("NEARKV_MPI_LANE");
+    struct nkv_mpi_lane *lane = NULL;
+
+    if (request->lane.nonce && !(wanted && strcmp(wanted, "0") == 0))
+        (void)nkv_mpi_lane_join(&request->lane, request->bytes + NKV_MPI_FRAME_BYTES, &lane);
+    return lane;
+}
+
+static int change_window(struct service *s, const struct nkv_mpi_request *request)
+{
+    struct nkv_mpi_lane *lane = NULL;
+    int status = map_window(s, request->bytes), sent;
+
+    if (status == 0)
+        lane = join_lane(request);
+    sent = reply(s, NKV_MPI_MAP, status, lane != NULL);
+    if (status == 0)
+        nkv_mpi_channel_use(&s->channel, lane);
+    return sent;
+}
+
+static int answer(struct service *s, enum nkv_mpi_kind kind, const struct nkv_mpi_request *request)
+{
+    switch (kind) {
+    case NKV_MPI_BYE:
+        close_device(s);
+        return 0;
+    case NKV_MPI_HELLO:
+        return reply(s, kind, open_device(s, request), false);
+    case NKV_MPI_MAP:
+        return change_window(s, request);
+    default:
+        return reply(s, NKV_MPI_STAT, 0, false);
+    }
+}
+
 /* returns: 1: go on, 0: stop, or NKV_EDEVICE. */
-static int handle(struct service *s, uint64_t bytes)
+static int handle(struct service *s, const char *message, uint64_t bytes)
 {
     struct nkv_mpi_head head;
     struct nkv_mpi_request request = {0};
-    const char *at = (const char *)s->inbox.base + sizeof head, *end = (const char *)s->inbox.base + bytes;
+    const char *at = message + sizeof head, *end = message + bytes;
 
     if (bytes < sizeof head)
         return bad_message(s, "it is too short");
-    memcpy(&head, s->inbox.base, sizeof head);
+    memcpy(&head, message, sizeof head);
     if (head.magic != NKV_MPI_MAGIC || head.version != NKV_MPI_VERSION)
         return bad_message(s, "it is not of this version of nearkv");
     if (head.kind == NKV_MPI_STOP)
         return 0;
     if (head.kind == NKV_MPI_COMMANDS) {
         TRY(run_commands(s, &head, at, end));
+        nkv_mpi_channel_let_go(&s->channel);
         return 1;
     }
     if ((size_t)(end - at) != sizeof request)
         return bad_message(s, "a request has another size");
     memcpy(&request, at, sizeof request);
-    if (head.kind == NKV_MPI_BYE)
-        close_device(s);
-    else if (head.kind == NKV_MPI_HELLO)
-        TRY(reply(s, NKV_MPI_HELLO, open_device(s, &request)));
-    else if (head.kind == NKV_MPI_MAP)
-        TRY(reply(s, NKV_MPI_MAP, map_window(s, request.bytes)));
-    else
-        TRY(reply(s, NKV_MPI_STAT, 0));
+    nkv_mpi_channel_let_go(&s->channel);
+    TRY(answer(s, head.kind, &request));
     return 1;
 }
 
 static int serve(struct service *s)
 {
-    struct nkv_mpi_turn turn = nkv_mpi_first_turn(s->job);
+    struct nkv_mpi_turn turn;
     int status = 1;
 
-    nkv_mpi_outbox_init(&s->outbox, s->job, 0, NKV_MPI_TAG_UP);
-    TRY(nkv_mpi_outbox_reserve(&s->outbox, NKV_MPI_FRAME_BYTES));
-    TRY(nkv_region_open_sparse(NKV_MPI_FRAME_BYTES, &s->inbox));
+    nkv_mpi_channel_init(&s->channel, s->job, 0, NKV_MPI_TAG_UP, NKV_MPI_TAG_DOWN);
+    TRY(nkv_mpi_channel_reserve(&s->channel, NKV_MPI_FRAME_BYTES));
+    turn = nkv_mpi_channel_turn(&s->channel);
     while (status > 0) {
-        int64_t bytes = nkv_mpi_receive(s->job, 0, NKV_MPI_TAG_DOWN, &s->inbox);
+        const void *message = NULL;
+        int64_t bytes = nkv_mpi_channel_receive(&s->channel, &message);
 
         if (bytes < 0)
             return (int)bytes;
@@ -264,8 +293,8 @@ static int serve(struct service *s)
             nkv_mpi_pause(s->job, &turn);
             continue;
         }
-        status = handle(s, (uint64_t)bytes);
-        turn = nkv_mpi_first_turn(s->job);
+        status = handle(s, message, (uint64_t)bytes);
+        turn = nkv_mpi_channel_turn(&s->channel);
     }
     return status;
 }
@@ -281,8 +310,7 @@ int nkv_mpi_serve(struct nkv_mpi *mpi)
     s->job = mpi;
     status = serve(s);
     close_device(s);
-    nkv_mpi_outbox_close(&s->outbox);
-    nkv_region_close(&s->inbox);
+    nkv_mpi_channel_close(&s->channel);
     nkv_free(s);
     return status;
 }

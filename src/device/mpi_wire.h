@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * device/mpi_wire.h: messages between rank 0 and a PNM rank. There is no shared window: each side has one of the same
- * size, and a message carries what the other side's lacks. Little endian; what is not named is 0.
+ * size, and a message carries what the other side's lacks, by MPI or through memory (mpi_lane.h). Little endian; what
+ * is not named is 0.
  *
  *   down (tag 1)   head, then
  *     COMMANDS       commands [n_records], segments [n_segments] (offset and bytes in the window), their bytes
@@ -17,9 +18,10 @@
 #include <nearkv/device.h>
 
 #include "base/mem.h"
+#include "device/mpi_lane.h"
 
 #define NKV_MPI_MAGIC      0x4d564b4eu /* "NKVM" */
-#define NKV_MPI_VERSION    2u
+#define NKV_MPI_VERSION    3u
 #define NKV_MPI_ENTRIES    1024u /* commands that are submitted and not reaped; a power of two */
 #define NKV_MPI_TEXT_BYTES 192u
 #define NKV_MPI_SEGMENTS   4096u
@@ -48,12 +50,13 @@ struct nkv_mpi_request {
     uint32_t abi, n_threads; /* HELLO */
     uint64_t bytes;          /* HELLO: capacity; MAP: of the window */
     struct nkv_kv_shape shape;
-    uint64_t reserved[2];
+    struct nkv_mpi_lane_place lane; /* MAP: where messages may go from now on */
 };
 struct nkv_mpi_reply {
     int32_t status;
     uint32_t n_threads;
     uint64_t capacity_bytes;
+    uint64_t has_lane; /* MAP: 1: from now on they go there, 0: by MPI */
     struct nkv_device_stat stat;
     char name[64];
     char text[256]; /* of a failure */

@@ -19,7 +19,7 @@ for mode in 'full', 'pnm', 'png':
     out = run(*flags, '--mode', mode, '--seed', 3)[0]
     assert out['failed'] == 0 and out['most_running'] == 24 and out['moves'] > 0, out
     work = [r + w for r, w in bytes_of(out)]
-    assert all(d['sequences'] > 0 for d in out['devices'])
+    assert all(d['sequences'] > 0 and d['fill_s'] > 0 for d in out['devices'])
     assert abs(out['busiest_to_mean_bytes'] - 4 * max(work) / sum(work)) < 1e-6, out
     assert out['busiest_to_mean_bytes'] <= 1.15, (mode, out)
     if mode == 'full':

@@ -4,7 +4,8 @@
  * size, must leave the same completions and the same bytes in the window. Then what only messages have: what travels
  * and what must not, growing windows, coming and going, errors' texts; and the compute ranks' communicator.
  *
- * The program starts itself again under mpirun with three processes; it is skipped where there is no MPI.
+ * The program starts itself again under mpirun with three processes, of which one takes its messages through memory and
+ * one by MPI; it is skipped where there is no MPI.
  */
 #define _GNU_SOURCE
 #include <stdarg.h>
@@ -23,6 +24,8 @@
 #define MAX_BATCH 6u
 #define SKIPPED   77
 
+static const char *const peers[] = {"mpi:1", "mpi:2"}; /* through memory; by MPI, because it will have it so */
+static const char *peer;
 static struct nkv_mpi *mpi;
 static struct nkv_comm *comm; /* of all ranks */
 
@@ -157,7 +160,7 @@ static void test_same_bytes_as_in_this_process(void **state)
     uint32_t n_good[NKV_OP_COUNT] = {0}, n_chains = 0;
 
     (void)state;
-    open_on("mpi:1", HOSTILE_BYTES, &far, &far_window);
+    open_on(peer, HOSTILE_BYTES, &far, &far_window);
     open_on("cpu", HOSTILE_BYTES, &near, &near_window);
     for (uint32_t round = 0; round < N_ROUNDS; round++) {
         uint32_t n = make_batch(cmds, &random);
@@ -254,7 +257,7 @@ static void test_traffic_does_not_depend_on_the_context(void **state)
     struct rig rig;
 
     (void)state;
-    rig_open(&rig, "mpi:1", &config);
+    rig_open(&rig, peer, &config);
     model_open(&model, &hostile_shape, 2000);
     assert_int_equal(rig_seq_open(&rig, VICTIM, 2000, 0), 0);
     for (uint32_t context = 40; context < 1900; context += 640) {
@@ -289,7 +292,7 @@ static void test_only_pages_that_were_read_travel(void **state)
     struct rig rig;
 
     (void)state;
-    rig_open(&rig, "mpi:2", &config);
+    rig_open(&rig, peer, &config);
     model_open(&model, &hostile_shape, 100);
     assert_int_equal(rig_seq_open(&rig, VICTIM, 100, 0), 0);
     rig_append(&rig, &model, VICTIM, 0, 50, &random);
@@ -318,7 +321,7 @@ static void test_large_windows_and_messages(void **state)
     void *window;
 
     (void)state;
-    rig_open(&rig, "mpi:1", &config);
+    rig_open(&rig, peer, &config);
     assert_int_equal(rig.device->ops->map(rig.device, 64u << 20, &window), 0);
     rig.window = window;
     model_open(&model, &shape, 4000);
@@ -348,8 +351,8 @@ static void test_queue_and_faults(void **state)
     (void)state;
     for (uint32_t i = 0; i < 1025; i++)
         cmds[i] = (struct nkv_cmd){.op = NKV_OP_COMPUTE, .user_data = i};
-    rig_open(&rig, "mpi:1", &config);
-    assert_int_equal(nkv_device_open("mpi:1", &config, &other), NKV_ESTATE);
+    rig_open(&rig, peer, &config);
+    assert_int_equal(nkv_device_open(peer, &config, &other), NKV_ESTATE);
     assert_non_null(strstr(nkv_last_error(), "open already"));
     assert_int_equal(rig.device->ops->submit(rig.device, cmds, 1025), NKV_ENOSPC);
     assert_int_equal(rig.device->ops->submit(rig.device, cmds, 1024), 0);
@@ -364,7 +367,7 @@ static void test_queue_and_faults(void **state)
     assert_non_null(strstr(nkv_last_error(), "9"));
     rig_close(&rig);
     config.capacity_bytes = (uint64_t)1 << 60;
-    assert_int_equal(nkv_device_open("mpi:1", &config, &other), NKV_ENOMEM);
+    assert_int_equal(nkv_device_open(peer, &config, &other), NKV_ENOMEM);
     assert_non_null(strstr(nkv_last_error(), "of memory left"));
     for (uint32_t i = 0; i < 5; i++) {
         static const char *const specs[] = {"mpi:0", "mpi:3", "mpi:", "mpi:-1", "mpi:1x"};
@@ -372,6 +375,60 @@ static void test_queue_and_faults(void **state)
         assert_int_equal(nkv_device_open(specs[i], &config, &other), NKV_EINVAL);
         assert_non_null(strstr(nkv_last_error(), "another rank"));
     }
+}
+
+/* More messages than have room on their way, in both directions. */
+static void test_many_messages_on_their_way(void **state)
+{
+    struct nkv_device_config config = rig_config(&hostile_shape, 1);
+    struct nkv_mpi_traffic before;
+    struct nkv_cqe cqe;
+    struct rig rig;
+
+    (void)state;
+    rig_open(&rig, peer, &config);
+    nkv_mpi_traffic(mpi, &before);
+    for (uint32_t i = 0; i < 500; i++)
+        assert_int_equal(
+            rig.device->ops->submit(rig.device, &(struct nkv_cmd){.op = NKV_OP_COMPUTE, .user_data = i}, 1), 0);
+    for (uint32_t i = 0; i < 500; i++) {
+        assert_int_equal(rig.device->ops->reap(rig.device, &cqe, 1, 1), 1);
+        assert_int_equal(cqe.user_data, i);
+    }
+    assert_int_equal(traffic_since(&before).n_down, 500);
+    assert_int_equal(traffic_since(&before).n_up, 500);
+    rig_close(&rig);
+}
+
+static uint32_t count_lanes(void)
+{
+    FILE *maps = fopen("/proc/self/maps", "r");
+    char line[512];
+    uint32_t n = 0;
+
+    assert_non_null(maps);
+    while (fgets(line, sizeof line, maps))
+        n += strstr(line, "nearkv-lane") != NULL;
+    fclose(maps);
+    return n;
+}
+
+static void test_memory_between_ranks_of_a_machine(void **state)
+{
+    struct nkv_device_config config = rig_config(&hostile_shape, 1);
+    uint32_t n = peer == peers[0];
+    struct rig rig;
+    void *window;
+
+    (void)state;
+    assert_int_equal(count_lanes(), 0);
+    rig_open(&rig, peer, &config);
+    assert_int_equal(count_lanes(), n);
+    assert_int_equal(rig.device->ops->map(rig.device, 32u << 20, &window), 0);
+    assert_int_equal(count_lanes(), n);
+    rig.window = window;
+    rig_close(&rig);
+    assert_int_equal(count_lanes(), 0);
 }
 
 /* Every rank runs this; sums are added in the order of ranks. */
@@ -418,15 +475,21 @@ static void test_exchanges(void **state)
 static int lead(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exchanges),
         cmocka_unit_test(test_same_bytes_as_in_this_process),
         cmocka_unit_test(test_traffic_does_not_depend_on_the_context),
         cmocka_unit_test(test_only_pages_that_were_read_travel),
         cmocka_unit_test(test_large_windows_and_messages),
         cmocka_unit_test(test_queue_and_faults),
+        cmocka_unit_test(test_many_messages_on_their_way),
+        cmocka_unit_test(test_memory_between_ranks_of_a_machine),
     };
-    int n_failed = cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest exchanges[] = {cmocka_unit_test(test_exchanges)};
+    int n_failed = cmocka_run_group_tests(exchanges, NULL, NULL);
 
+    for (uint32_t i = 0; i < 2; i++) {
+        peer = peers[i];
+        n_failed += cmocka_run_group_tests_name(peer, tests, NULL, NULL);
+    }
     if (n_failed)
         nkv_mpi_abort(mpi, 1); /* devices may be open still */
     return nkv_mpi_release(mpi, 1) < 0;
@@ -446,7 +509,20 @@ static int serve(void)
 
 int main(int argc, char **argv)
 {
-    char *command[] = {"mpirun", "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-n", "3", argv[0],
+    char *command[] = {"mpirun",
+                       "--oversubscribe",
+                       "--allow-run-as-root",
+                       "--bind-to",
+                       "none",
+                       "-n",
+                       "2",
+                       argv[0],
+                       ":",
+                       "-n",
+                       "1",
+                       "env",
+                       "NEARKV_MPI_LANE=0",
+                       argv[0],
                        NULL};
     struct nkv_mpi_info info;
     uint32_t rank, size;
