@@ -138,6 +138,11 @@ int nkv_region_attach(int fd, size_t bytes, struct nkv_region *region_out)
     return map_file(fd, bytes, true, region_out);
 }
 
+void nkv_region_keep_sparse(const struct nkv_region *region)
+{
+    (void)madvise(region->base, region->bytes, MADV_NOHUGEPAGE);
+}
+
 /* A file in memory has its pages: entering them all at once spares the faults later, which cost more than a commit. */
 static void populate_memory_file(int fd, const struct nkv_region *region)
 {

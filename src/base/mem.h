@@ -43,6 +43,8 @@ int nkv_region_open_sparse(size_t bytes, struct nkv_region *region_out);
  */
 int nkv_region_share(const char *name, size_t bytes, struct nkv_region *region_out, int *fd_out);
 int nkv_region_attach(int fd, size_t bytes, struct nkv_region *region_out);
+/* Of such a region little is ever touched: no huge pages from now on. */
+void nkv_region_keep_sparse(const struct nkv_region *region);
 /* Maps a file or device so that what is written (if writable) stays in it; the caller keeps fd. returns: 0, NKV_EINVAL,
  * NKV_ENOMEM.
  */

@@ -10,8 +10,8 @@
  * wakes the sleeper if there is one. What takes several steps of MPI's on both sides (a long exchange), or comes from
  * another machine, does not ring: then the sleep ends by itself after a 32nd of the time waited so far. Else it ends
  * seldom: every look takes time from the device's team, which works on the same cores. What comes through a lane
- * (mpi_lane.c) is there when its bell rings, and where all ranks have bells nothing of MPI's waits meanwhile: then it
- * hardly ever ends by itself.
+ * (mpi_lane.c) is there when its bell rings, so that sleep hardly ever ends by itself. If someone needs a step of MPI's
+ * from this rank meanwhile, they ring it (finish_receiving, nkv_mpi_finish).
  */
 #define _GNU_SOURCE
 #include <sched.h>

@@ -3,8 +3,10 @@
  * Messages of two ranks to each other. By MPI, a message is sent from one of four buffers, in turn, and received when a
  * look finds it; with a lane, the buffers are the lane's slots and a message is read where it lies.
  *
- * A channel begins with MPI and changes over when both sides know of the lane. MPI is listened to all the same, and
- * answered by MPI: the end of the job, or another who would open the device, does not come from who has the lane.
+ * Only commands and completions go through the lane. What opens, changes and ends the device, or the job, goes by MPI,
+ * one thing after the other: if both ways carried such messages, one could overtake the other where the receiver looks
+ * at one way and is then kept from looking at the other. MAP, BYE and the lane do not overtake each other: nothing is
+ * in flight when they are sent. STAT may be answered before commands that are.
  */
 #include "device/mpi_channel.h"
 
@@ -55,14 +57,14 @@ void nkv_mpi_channel_use(struct nkv_mpi_channel *channel, struct nkv_mpi_lane *l
 {
     nkv_mpi_lane_close(channel->lane);
     channel->lane = lane;
-    channel->by_lane = lane != NULL;
     channel->holds = false;
 }
 
-int nkv_mpi_channel_take(struct nkv_mpi_channel *channel, void **buffer_out)
+int nkv_mpi_channel_take(struct nkv_mpi_channel *channel, enum nkv_mpi_kind kind, void **buffer_out)
 {
     int done = 0;
 
+    channel->by_lane = channel->lane && kind == NKV_MPI_COMMANDS;
     if (channel->by_lane)
         return (*buffer_out = nkv_mpi_lane_room(channel->lane)) != NULL;
     TRY(nkv_mpi_check(MPI_Test(&channel->requests[channel->next], &done, MPI_STATUS_IGNORE), "sending"));
@@ -127,13 +129,10 @@ int64_t nkv_mpi_channel_receive(struct nkv_mpi_channel *channel, const void **me
     int64_t bytes = channel->lane ? nkv_mpi_lane_next(channel->lane, message_out) : 0;
 
     channel->holds = bytes > 0;
-    if (bytes == 0) {
-        *message_out = channel->inbox.base;
-        bytes = receive(channel->mpi, channel->peer, channel->tag_in, &channel->inbox);
-    }
-    if (bytes > 0)
-        channel->by_lane = channel->holds;
-    return bytes;
+    if (bytes != 0)
+        return bytes;
+    *message_out = channel->inbox.base;
+    return receive(channel->mpi, channel->peer, channel->tag_in, &channel->inbox);
 }
 
 void nkv_mpi_channel_let_go(struct nkv_mpi_channel *channel)

@@ -79,6 +79,7 @@ static int join(struct nkv_mpi *mpi)
     mpi->rank = (uint32_t)rank;
     mpi->size = (uint32_t)size;
     mpi->n_local = (uint32_t)n_local;
+    TRY(nkv_alloc(mpi->size, sizeof *mpi->is_open, &mpi->is_open));
     TRY(nkv_mpi_bells_open(mpi, local, mpi->n_local));
     MPI_Comm_free(&local);
     return 0;
@@ -95,6 +96,7 @@ int nkv_mpi_open(struct nkv_mpi **mpi_out)
     TRY(nkv_alloc(1, sizeof *mpi, &mpi));
     status = join(mpi);
     if (status < 0) {
+        nkv_free(mpi->is_open);
         nkv_free(mpi->bells);
         nkv_free(mpi);
         return status;
@@ -164,5 +166,6 @@ void nkv_mpi_close(struct nkv_mpi *mpi)
     MPI_Comm_free(&mpi->world);
     MPI_Finalize();
     current = NULL;
+    nkv_free(mpi->is_open);
     nkv_free(mpi);
 }

@@ -15,6 +15,7 @@ struct nkv_mpi {
     uint32_t rank, size, n_local;
     struct nkv_mpi_traffic traffic;
     struct nkv_mpi_bells *bells;
+    bool *is_open;         /* by rank: it is a device here */
     struct nkv_comm *comm; /* of nkv_mpi_comm, NULL: none */
 };
 
@@ -40,7 +41,7 @@ struct nkv_mpi_turn {
     uint64_t begin_ns;
     uint32_t seen;   /* rings before the look */
     bool is_rung;    /* whoever is waited for will ring */
-    bool is_certain; /* and is not waiting for anything of MPI's from here */
+    bool is_certain; /* when all is there that is waited for */
 };
 struct nkv_mpi_turn nkv_mpi_first_turn(const struct nkv_mpi *mpi);
 void nkv_mpi_pause(const struct nkv_mpi *mpi, struct nkv_mpi_turn *turn);

@@ -8,7 +8,8 @@
  * sides to look: 40 us of a step of 0.9 ms. MPI's shared windows were rejected for this: to make one is a call of all
  * ranks of the machine, but how much room a device needs is known when it opens.
  *
- * Invariant: taken <= sent <= taken + NKV_MPI_SLOTS, modulo 2^32.
+ * Invariant: taken <= sent <= taken + NKV_MPI_SLOTS, modulo 2^32, until one side has closed its end: what the other
+ * still sends is read by nobody, and must not wait for room.
  *
  * The file has no name. The other rank opens it as /proc/PID/fd/FD, which fails where it does not see the same
  * processes; a random number, first in the memory, tells that it is the right one.
@@ -25,7 +26,6 @@
 #include <unistd.h>
 
 #include "base/mem.h"
-#include "device/mpi_channel.h"
 
 #define PAGE 4096u
 
@@ -37,12 +37,14 @@ struct way {
 
 struct head {
     uint64_t nonce;
-    struct way ways[2]; /* from the maker, to it */
+    _Atomic uint32_t closed; /* by either side */
+    struct way ways[2];      /* from the maker, to it */
 };
 _Static_assert(sizeof(struct head) <= PAGE, "slots begin behind it");
 
 struct nkv_mpi_lane {
     struct nkv_region region;
+    struct head *head;
     struct way *out, *in;
     char *out_slots, *in_slots;
     uint64_t slot_bytes;
@@ -64,6 +66,8 @@ static void look_at(struct nkv_mpi_lane *lane, uint64_t message_bytes, int out)
     struct head *head = lane->region.base;
     char *slots = (char *)lane->region.base + PAGE;
 
+    nkv_region_keep_sparse(&lane->region);
+    lane->head = head;
     lane->slot_bytes = slot_bytes(message_bytes);
     lane->out = &head->ways[out];
     lane->in = &head->ways[!out];
@@ -86,7 +90,7 @@ int nkv_mpi_lane_make(uint64_t message_bytes, struct nkv_mpi_lane **lane_out, st
         return status;
     }
     look_at(lane, message_bytes, 0);
-    ((struct head *)lane->region.base)->nonce = nonce;
+    lane->head->nonce = nonce;
     *place_out = (struct nkv_mpi_lane_place){.pid = getpid(), .fd = fd, .nonce = nonce};
     *lane_out = lane;
     return 0;
@@ -104,7 +108,7 @@ static int attach(const struct nkv_mpi_lane_place *place, uint64_t bytes, struct
     int fd, status;
 
     snprintf(path, sizeof path, "/proc/%d/fd/%d", place->pid, place->fd);
-    fd = open(path, O_RDWR | O_CLOEXEC);
+    fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (fd < 0)
         FAIL(NKV_EIO, "cannot open %s: %s", path, strerror(errno));
     status = nkv_region_attach(fd, bytes, region_out);
@@ -137,13 +141,14 @@ void nkv_mpi_lane_close(struct nkv_mpi_lane *lane)
 {
     if (!lane)
         return;
+    atomic_store(&lane->head->closed, 1);
     nkv_region_close(&lane->region);
     nkv_free(lane);
 }
 
 void *nkv_mpi_lane_room(struct nkv_mpi_lane *lane)
 {
-    if (lane->n_sent - atomic_load(&lane->out->taken) >= NKV_MPI_SLOTS)
+    if (lane->n_sent - atomic_load(&lane->out->taken) >= NKV_MPI_SLOTS && !atomic_load(&lane->head->closed))
         return NULL;
     return lane->out_slots + lane->n_sent % NKV_MPI_SLOTS * lane->slot_bytes;
 }

@@ -6,7 +6,8 @@
  *
  * Completions wait for the end of their message, but for one: what a SELECT with NKV_STEADY finds out starts the host's
  * half of the attention, so it goes up at once. The rule looks at commands only, never at the clock, so that the number
- * of messages is the same in every run.
+ * of messages is the same in every run. Outputs may overlap, so that together they are larger than the window: what
+ * would not fit is sent before.
  *
  * Nothing is believed: counts, offsets and sizes of a message are checked against it and the window; commands are the
  * core's to check.
@@ -33,6 +34,7 @@ struct service {
     struct nkv_affinity affinity;
     /* What waits to go up. */
     uint32_t n_done;
+    uint64_t output_bytes; /* at most the window's */
     struct nkv_cmd cmds[NKV_MPI_ENTRIES];
     struct nkv_cqe cqes[NKV_MPI_ENTRIES];
     char texts[NKV_MPI_ENTRIES][NKV_MPI_TEXT_BYTES];
@@ -40,12 +42,12 @@ struct service {
 
 /* ---- Up ---- */
 
-static int take_buffer(struct service *s, void **buffer_out)
+static int take_buffer(struct service *s, enum nkv_mpi_kind kind, void **buffer_out)
 {
     struct nkv_mpi_turn turn = nkv_mpi_channel_turn(&s->channel);
     int free;
 
-    while ((free = nkv_mpi_channel_take(&s->channel, buffer_out)) == 0)
+    while ((free = nkv_mpi_channel_take(&s->channel, kind, buffer_out)) == 0)
         nkv_mpi_pause(s->job, &turn);
     return free < 0 ? free : 0;
 }
@@ -73,7 +75,7 @@ static int send_completions(struct service *s)
 
     if (s->n_done == 0)
         return 0;
-    TRY(take_buffer(s, (void **)&head));
+    TRY(take_buffer(s, NKV_MPI_COMMANDS, (void **)&head));
     *head = nkv_mpi_head(NKV_MPI_COMMANDS);
     head->n_records = s->n_done;
     at = put((char *)(head + 1), s->cqes, s->n_done * sizeof *s->cqes);
@@ -83,7 +85,23 @@ static int send_completions(struct service *s)
     for (uint32_t i = 0; i < s->n_done; i++)
         at = put_outputs(s, at, i);
     s->n_done = 0;
+    s->output_bytes = 0;
     return nkv_mpi_channel_send(&s->channel, (uint64_t)(at - (char *)head));
+}
+
+/* Sends what waits if a message has no room for the outputs of this command besides. */
+static int make_room(struct service *s, const struct nkv_cmd *cmd)
+{
+    struct nkv_operand outs[NKV_MAX_OPERANDS];
+    uint32_t n = nkv_operands_out(&s->cpu->shape, cmd, NKV_RES_UNKNOWN, s->window_bytes, outs);
+    uint64_t bytes = 0;
+
+    for (uint32_t o = 0; o < n; o++)
+        bytes += outs[o].bytes;
+    if (bytes > s->window_bytes - s->output_bytes)
+        TRY(send_completions(s));
+    s->output_bytes += bytes;
+    return 0;
 }
 
 static int reply(struct service *s, enum nkv_mpi_kind kind, int status, bool has_lane)
@@ -101,7 +119,7 @@ static int reply(struct service *s, enum nkv_mpi_kind kind, int status, bool has
         (void)gethostname(host, sizeof host - 1);
         snprintf(answer.name, sizeof answer.name, "rank%u@%s", s->job->rank, host);
     }
-    TRY(take_buffer(s, (void **)&head));
+    TRY(take_buffer(s, kind, (void **)&head));
     *head = nkv_mpi_head(kind);
     memcpy(head + 1, &answer, sizeof answer);
     return nkv_mpi_channel_send(&s->channel, sizeof *head + sizeof answer);
@@ -143,6 +161,7 @@ static int run_commands(struct service *s, const struct nkv_mpi_head *head, cons
     TRY(take_operands(s, head, at + n * sizeof cmd, end));
     for (uint32_t i = 0; i < n; i++) {
         memcpy(&cmd, at + i * sizeof cmd, sizeof cmd);
+        TRY(make_room(s, &cmd));
         s->cmds[s->n_done] = cmd;
         s->cqes[s->n_done] = nkv_cpu_run(s->cpu, OWNER, s->window.base, s->window_bytes, &cmd);
         if (s->cqes[s->n_done].res < 0)

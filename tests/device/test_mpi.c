@@ -377,6 +377,66 @@ static void test_queue_and_faults(void **state)
     }
 }
 
+/* Whoever opens a device that is open is told so at once, also while its completions wait to be taken. */
+static void test_a_second_open_is_refused(void **state)
+{
+    struct nkv_device_config config = rig_config(&hostile_shape, 1);
+    struct nkv_device *other;
+    struct nkv_cqe cqe;
+    struct rig rig;
+
+    (void)state;
+    rig_open(&rig, peer, &config);
+    for (uint32_t i = 0; i < 16; i++)
+        assert_int_equal(rig.device->ops->submit(rig.device, &(struct nkv_cmd){.op = NKV_OP_COMPUTE}, 1), 0);
+    assert_int_equal(nkv_device_open(peer, &config, &other), NKV_ESTATE);
+    assert_non_null(strstr(nkv_last_error(), "open already"));
+    for (uint32_t i = 0; i < 16; i++)
+        assert_int_equal(rig.device->ops->reap(rig.device, &cqe, 1, 1), 1);
+    rig_close(&rig);
+}
+
+static void test_open_and_close_again_and_again(void **state)
+{
+    struct nkv_device *device;
+    void *window;
+
+    (void)state;
+    for (uint32_t i = 0; i < 200; i++) {
+        open_on(peer, 4096 + 4096 * (i % 3), &device, &window);
+        nkv_device_close(device);
+    }
+}
+
+/* Each has its output in the same place: together they are larger than any message. */
+static void test_outputs_that_overlap(void **state)
+{
+    struct nkv_cmd cmds[512];
+    struct nkv_cqe cqes[512];
+    uint64_t random = 8;
+    struct model model;
+    struct rig rig = {.shape = hostile_shape, .window_bytes = 64u << 10};
+    void *window;
+
+    (void)state;
+    open_on(peer, rig.window_bytes, &rig.device, &window);
+    rig.window = window;
+    model_open(&model, &hostile_shape, 200);
+    assert_int_equal(rig_seq_open(&rig, VICTIM, 200, 0), 0);
+    rig_append(&rig, &model, VICTIM, 0, 100, &random);
+    for (uint32_t i = 0; i < 512; i++)
+        cmds[i] = (struct nkv_cmd){.op = NKV_OP_ATTEND,
+                                   .seq = VICTIM,
+                                   .flags = NKV_ALL_PAGES | NKV_CAUSAL,
+                                   .n_tokens = 100,
+                                   .out_offset = 32u << 10};
+    run_batch(rig.device, cmds, 512, cqes);
+    for (uint32_t i = 0; i < 512; i++)
+        assert_true(cqes[i].res >= 0);
+    model_close(&model);
+    rig_close(&rig);
+}
+
 /* More messages than have room on their way, in both directions. */
 static void test_many_messages_on_their_way(void **state)
 {
@@ -480,6 +540,9 @@ static int lead(void)
         cmocka_unit_test(test_only_pages_that_were_read_travel),
         cmocka_unit_test(test_large_windows_and_messages),
         cmocka_unit_test(test_queue_and_faults),
+        cmocka_unit_test(test_a_second_open_is_refused),
+        cmocka_unit_test(test_open_and_close_again_and_again),
+        cmocka_unit_test(test_outputs_that_overlap),
         cmocka_unit_test(test_many_messages_on_their_way),
         cmocka_unit_test(test_memory_between_ranks_of_a_machine),
     };
