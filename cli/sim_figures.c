@@ -14,6 +14,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,14 +69,35 @@ static int write_all(int fd, const char *data, size_t bytes)
     return 0;
 }
 
+/* What DIR/name leads to: a link's target is replaced, not the link, and what is no regular file is written straight
+ * (part_out is path_out then). returns: 0, or -1 with errno. */
+static int find_target(const struct target *t, const char *name, char path_out[PATH_MAX], char part_out[PATH_MAX])
+{
+    char path[PATH_MAX];
+    struct stat info;
+    bool fits = (size_t)snprintf(path, sizeof path, "%s/%s", t->dir, name) < sizeof path;
+
+    if (fits && !realpath(path, path_out))
+        strcpy(path_out, path);
+    if (fits && stat(path_out, &info) == 0 && !S_ISREG(info.st_mode))
+        strcpy(part_out, path_out);
+    else
+        fits = fits && (size_t)snprintf(part_out, PATH_MAX, "%s.part", path_out) < PATH_MAX;
+    errno = ENAMETOOLONG;
+    return fits ? 0 : -1;
+}
+
 /* Puts what was printed into DIR/name. returns: 0, or -1 with errno and nothing left behind. */
 static int replace_file(const struct target *t, const char *name)
 {
-    char part[64];
+    char path[PATH_MAX], part[PATH_MAX];
+    bool straight;
     int fd, failed, error;
 
-    snprintf(part, sizeof part, "%s.part", name);
-    fd = openat(t->fd, part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (find_target(t, name, path, part) < 0)
+        return -1;
+    straight = strcmp(path, part) == 0;
+    fd = open(part, O_WRONLY | (straight ? 0 : O_CREAT | O_TRUNC) | O_CLOEXEC, 0666);
     if (fd < 0)
         return -1;
     failed = write_all(fd, t->data, t->bytes);
@@ -84,12 +106,12 @@ static int replace_file(const struct target *t, const char *name)
         failed = -1;
         error = errno;
     }
-    if (failed == 0) {
-        failed = renameat(t->fd, part, t->fd, name);
+    if (failed == 0 && !straight) {
+        failed = rename(part, path);
         error = errno;
     }
-    if (failed < 0)
-        unlinkat(t->fd, part, 0);
+    if (failed < 0 && !straight)
+        unlink(part);
     errno = error;
     return failed;
 }

@@ -1,21 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The needle model as a GGUF image: metadata, a byte-level SPM vocabulary, the circuit's weights. And as a file that
- * appears whole or not at all: the bytes go to a new file beside it, are forced to the disk, and the new file takes the
- * name by rename(2); a failure removes the new file and leaves what was there. Writing in place was rejected: a reader
- * (or a crash) would see half a model.
+ * The needle model as a GGUF image: metadata, a byte-level SPM vocabulary, the circuit's weights; and as a file
+ * (base/output.h). The image is made in memory first: its tensor table comes before the tensors.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <nearkv/model.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/mem.h"
+#include "base/output.h"
 #include "kernels/kernels.h"
 #include "model/gguf_write.h"
 #include "model/needle.h"
@@ -163,57 +156,29 @@ free_net:
     return status;
 }
 
-static int write_all(int fd, const char *path, const uint8_t *data, size_t bytes)
+static int write_file(const char *path, const void *data, size_t bytes)
 {
-    while (bytes) {
-        ssize_t n = write(fd, data, bytes);
+    struct nkv_output output;
+    int status = nkv_output_open(path, 0666, &output);
 
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            FAIL(NKV_EIO, "cannot write %s: %s", path, strerror(errno));
-        data += n;
-        bytes -= (size_t)n;
-    }
-    if (fsync(fd) < 0)
-        FAIL(NKV_EIO, "cannot write %s to the disk: %s", path, strerror(errno));
-    return 0;
-}
-
-static int replace_file(const char *path, const void *data, size_t bytes)
-{
-    char temporary[PATH_MAX];
-    int n = snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid());
-    int fd, status;
-
-    if (n < 0 || (size_t)n >= sizeof temporary)
-        FAIL(NKV_EINVAL, "file name of %zu bytes is too long", strlen(path));
-    fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd < 0)
-        FAIL(NKV_EIO, "cannot create %s: %s", temporary, strerror(errno));
-    status = write_all(fd, temporary, data, bytes);
-    if (close(fd) < 0 && status == 0)
-        status = nkv_fail(NKV_EIO, "cannot write %s: %s", temporary, strerror(errno));
-    if (status == 0 && rename(temporary, path) < 0)
-        status = nkv_fail(NKV_EIO, "cannot rename %s to %s: %s", temporary, path, strerror(errno));
-    if (status < 0)
-        unlink(temporary);
+    if (status == 0)
+        status = nkv_output_put(&output, data, bytes);
+    if (status == 0)
+        status = nkv_output_finish(&output);
+    nkv_output_close(&output);
     return status;
 }
 
 int nkv_needle_write(const char *path, enum nkv_dtype dtype)
 {
-    struct stat info;
     void *data;
     size_t bytes;
     int status;
 
     if (!path || !*path)
         FAIL(NKV_EINVAL, "no file name for the needle model");
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
-        FAIL(NKV_EINVAL, "%s exists and is not a regular file", path);
     TRY(nkv_needle_build(dtype, &data, &bytes));
-    status = replace_file(path, data, bytes);
+    status = write_file(path, data, bytes);
     nkv_free(data);
     return status;
 }

@@ -143,8 +143,13 @@ assert not [name for name in os.listdir(f'{tmp}/moved') if name.endswith(('.png'
 # What cannot be written is named: a directory in the place of a file; before the simulation, DIR.
 os.remove(f'{tmp}/moved/fig14_cost.csv')
 os.mkdir(f'{tmp}/moved/fig14_cost.csv')
+with open(f'{tmp}/linked.csv', 'w') as file:  # of a link, what it leads to is replaced
+    file.write('old')
+os.remove(f'{tmp}/moved/points.csv')
+os.symlink(f'{tmp}/linked.csv', f'{tmp}/moved/points.csv')
 _, said = run('sim', 'paper', *FEW, '--out', f'{tmp}/moved', status=1)
 assert f'{tmp}/moved/fig14_cost.csv' in said and 'directory' in said, said
+assert os.path.islink(f'{tmp}/moved/points.csv') and os.path.getsize(f'{tmp}/linked.csv') > 1000
 assert not [name for name in os.listdir(f'{tmp}/moved') if name.endswith('.part')]
 for bad, why in (f'{tmp}/none/out', 'No such file'), (f'{tmp}/log', 'Not a directory'), ('/proc/out', '/proc/out'):
     _, said = run('sim', 'paper', *FEW, '--out', bad, status=1)

@@ -161,15 +161,28 @@ static void the_file_appears_whole_or_not_at_all(void **state)
 {
     char folder[] = "/tmp/nearkv-needle-XXXXXX", path[64], below[64];
     struct nkv_gguf *gguf;
+    struct stat info;
 
     (void)state;
     assert_non_null(mkdtemp(folder));
     snprintf(path, sizeof path, "%s/needle.gguf", folder);
-    snprintf(below, sizeof below, "%s/none/needle.gguf", folder);
     assert_int_equal(nkv_needle_write(path, NKV_F16), 0);
     assert_int_equal(nkv_needle_write(path, NKV_F16), 0); /* replaces */
     assert_int_equal(nkv_gguf_open(path, &gguf), 0);
     nkv_gguf_close(gguf);
+    snprintf(below, sizeof below, "%s/link", folder);
+    assert_int_equal(symlink("needle.gguf", below), 0);
+    assert_int_equal(nkv_needle_write(below, NKV_F32), 0); /* what it leads to is replaced, not the link */
+    assert_int_equal(lstat(below, &info), 0);
+    assert_true(S_ISLNK(info.st_mode));
+    assert_int_equal(lstat(path, &info), 0);
+    assert_true(S_ISREG(info.st_mode) && info.st_size > 9000000);
+    assert_int_equal(nkv_needle_write("/dev/full", NKV_F16), NKV_EIO);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(nkv_needle_write(below, NKV_F16), NKV_EINVAL); /* it leads nowhere */
+    assert_int_equal(unlink(below), 0);
+    snprintf(below, sizeof below, "%s/none/needle.gguf", folder);
+    assert_int_equal(nkv_needle_write(path, NKV_F16), 0);
     assert_int_equal(nkv_needle_write(below, NKV_F16), NKV_EIO);
     assert_non_null(strstr(nkv_last_error(), "none"));
     assert_int_equal(nkv_needle_write(folder, NKV_F16), NKV_EINVAL);
