@@ -19,6 +19,9 @@ static int parse_file(const char *text, struct nkv_image_options *options, char 
         size.value = colon + 1;
         size.value_length = strlen(colon + 1);
         TRY(nkv_option_number(&size, true, UINT64_MAX, &options->bytes));
+        if (options->bytes == 0)
+            FAIL(NKV_EINVAL, "memory file:%.100s: SIZE 0 is no size: give one like 64M, or none if the file is there",
+                 text);
         length = (size_t)(colon - text);
     }
     if (length == 0 || length >= NKV_MEMORY_PATH_BYTES)

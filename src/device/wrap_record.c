@@ -53,7 +53,9 @@ static void note_error(struct record *record)
 static int check_written(const struct record *record)
 {
     if (record->error)
-        FAIL(NKV_EIO, "cannot write the trace: %s: '%s'", strerror(record->error), record->path);
+        FAIL(NKV_EIO, "cannot write the trace '%s': %s: %s", record->path, strerror(record->error),
+             record->error == ENOSPC || record->error == EDQUOT ? "free some space, or record to another file system"
+                                                                : "record to another file, or not at all");
     return 0;
 }
 

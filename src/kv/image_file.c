@@ -55,6 +55,36 @@ static int take_space(int fd, const char *path, uint64_t bytes)
     return 0;
 }
 
+/* Of a file that is empty, or was just made. */
+static int check_size(const struct nkv_image_options *options, uint64_t *bytes_out)
+{
+    if (options->bytes == 0)
+        FAIL(NKV_EINVAL, "%s is empty: give file:PATH:SIZE to make an image of it", options->path);
+    if (options->bytes < MIN_BYTES)
+        FAIL(NKV_EINVAL, "%s: an image has at least %llu bytes, not %llu: give a larger SIZE", options->path,
+             (unsigned long long)MIN_BYTES, (unsigned long long)options->bytes);
+    *bytes_out = options->bytes;
+    return 0;
+}
+
+/* Of a file that has something in it. What is no image is told before its size is: another SIZE would not help. */
+static int check_there(int fd, const struct nkv_image_options *options, uint64_t bytes)
+{
+    char magic[sizeof NKV_IMAGE_MAGIC - 1] = "";
+    bool is_used = pread(fd, magic, sizeof magic, 0) > 0 && magic[0];
+
+    if (bytes < MIN_BYTES || (is_used && !options->format && memcmp(magic, NKV_IMAGE_MAGIC, sizeof magic) != 0))
+        FAIL(NKV_EFORMAT,
+             "%s holds something else than an image of nearkv (%llu bytes); nothing was changed: use a file that does "
+             "not exist yet (file:PATH:SIZE)%s",
+             options->path, (unsigned long long)bytes,
+             bytes < MIN_BYTES ? "" : ", or format it if what is there may go");
+    if (options->bytes && options->bytes != bytes)
+        FAIL(NKV_EINVAL, "%s has %llu bytes, not the %llu asked for: leave SIZE out, or remove the file", options->path,
+             (unsigned long long)bytes, (unsigned long long)options->bytes);
+    return 0;
+}
+
 static int file_bytes(int fd, const struct nkv_image_options *options, uint64_t *bytes_out)
 {
     struct stat file;
@@ -66,13 +96,9 @@ static int file_bytes(int fd, const struct nkv_image_options *options, uint64_t 
         FAIL(NKV_EINVAL, "%s is not a file%s", options->path, S_ISCHR(file.st_mode) ? ": give dax:PATH" : "");
     bytes = (uint64_t)file.st_size;
     if (bytes == 0)
-        bytes = options->bytes;
-    if (bytes < MIN_BYTES)
-        FAIL(NKV_EINVAL, "%s: an image has at least %llu bytes, not %llu: give file:PATH:SIZE", options->path,
-             (unsigned long long)MIN_BYTES, (unsigned long long)bytes);
-    if (options->bytes && options->bytes != bytes)
-        FAIL(NKV_EINVAL, "%s has %llu bytes, not the %llu asked for: leave SIZE out, or remove the file", options->path,
-             (unsigned long long)bytes, (unsigned long long)options->bytes);
+        TRY(check_size(options, &bytes));
+    else
+        TRY(check_there(fd, options, bytes));
     if (!options->is_read_only && (uint64_t)file.st_blocks * 512 < bytes)
         TRY(take_space(fd, options->path, bytes));
     *bytes_out = bytes / NKV_IMAGE_PAGE * NKV_IMAGE_PAGE; /* what is mapped behind a file's end is not kept */

@@ -145,7 +145,7 @@ void ports_check_shares(struct nkv_context *context)
 
 void port_fail(struct nkv_context *context, struct port *port, int status, const char *reason)
 {
-    snprintf(port->error, sizeof port->error, "%s: out of order: %s%s%s", port->label, nkv_status_name(status),
+    snprintf(port->error, sizeof port->error, "%s: stopped: %s%s%s", port->label, nkv_status_name(status),
              *reason ? ": " : "", reason);
     port->status = status;
     port->n_in_flight = 0;

@@ -140,8 +140,6 @@ static int check_head(const struct session_file *file, uint64_t bytes)
 {
     const struct session_head *head = &file->head;
 
-    if (memcmp(head->magic, "NKV-SESS", sizeof head->magic) != 0)
-        FAIL(NKV_EFORMAT, "%s: not a session: it does not begin with NKV-SESS", file->name);
     if (head->version != SESSION_FILE_VERSION)
         FAIL(NKV_ENOTSUP, "%s: version %u: this nearkv reads version %u; export it again with one of that version",
              file->name, head->version, SESSION_FILE_VERSION);
@@ -170,12 +168,28 @@ static int stream_bytes(struct session_file *file, uint64_t *bytes_out)
     return 0;
 }
 
+/* First: of something else, even what is shorter than a header, nobody says that it is cut off. */
+static int check_magic(const struct session_file *file, uint64_t bytes)
+{
+    static const char magic[] = "NKV-SESS";
+    char there[sizeof magic - 1];
+    size_t n = bytes < sizeof there ? (size_t)bytes : sizeof there;
+
+    if (n && (fread(there, 1, n, file->stream) < n || fseeko(file->stream, 0, SEEK_SET) < 0))
+        FAIL(NKV_EIO, "cannot read %s: %s", file->name, strerror(errno));
+    if (memcmp(there, magic, n) != 0)
+        FAIL(NKV_EFORMAT, "%s is no session file, it does not begin with %s: give what nearkv session export wrote",
+             file->name, magic);
+    return 0;
+}
+
 static int read_head(struct session_file *file)
 {
     struct session_piece piece = {0};
     uint64_t bytes = 0, room = 0;
 
     TRY(stream_bytes(file, &bytes));
+    TRY(check_magic(file, bytes));
     TRY(take(file, "the header", &file->head, sizeof file->head));
     TRY(check_head(file, bytes));
     XXH64_reset(&file->sum, 0);

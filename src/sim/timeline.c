@@ -20,7 +20,7 @@ static void put_names(const struct sim_world *world, FILE *file)
 int sim_timeline_write(const struct sim_world *world, const char *path)
 {
     FILE *file = fopen(path, "w");
-    bool failed;
+    int error = 0;
 
     if (!file)
         FAIL(NKV_EIO, "cannot create the timeline '%s': %s", path, strerror(errno));
@@ -36,8 +36,11 @@ int sim_timeline_write(const struct sim_world *world, const char *path)
                 (double)(stage->start_ns - world->mark_ns) / 1e3, (double)(stage->end_ns - stage->start_ns) / 1e3);
     }
     fputs("\n]}\n", file);
-    failed = ferror(file);
-    if (fclose(file) != 0 || failed)
-        FAIL(NKV_EIO, "cannot write the timeline '%s': %s", path, strerror(errno));
+    if (fflush(file) == EOF || ferror(file))
+        error = errno ? errno : EIO;
+    if (fclose(file) == EOF && !error)
+        error = errno;
+    if (error)
+        FAIL(NKV_EIO, "cannot write the timeline '%s': %s", path, strerror(error));
     return 0;
 }

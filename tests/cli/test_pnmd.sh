@@ -251,7 +251,7 @@ assert child.returncode == 0 and err.count('is there again') == 2 and out == wan
 rc, out, err = disturbed(in_prefill, *ask, '-p', 'The pass key is ')
 assert rc == 1 and 'its process ended' in err and 'waiting' not in err and err.count('--reconnect') == 1, err
 rc, out, err = disturbed(in_prefill, *spread)
-assert rc == 1 and 'all devices (cp over 2): out of order: NKV_EDEVICE: device 0 (pnm3): ' in err and err.count('--reconnect') == 1, err
+assert rc == 1 and 'all devices (cp over 2): stopped: NKV_EDEVICE: device 0 (pnm3): ' in err and err.count('--reconnect') == 1, err
 stop(three, path3)
 kept = 'anon:64M'
 three, path3 = start('pnm3', memory=kept)

@@ -152,7 +152,7 @@ done
 # A trace that stops in the middle ends the run, and the message names the file and the reason.
 rc=0
 (trap '' XFSZ; ulimit -f 4; exec "$NEARKV" run -p 'The pass key is 71432. The pass key is ' --trace "$tmp/trace") >"$tmp/out" 2>"$tmp/err" || rc=$?
-[ $rc = 1 ] && grep -q "cannot write the trace: File too large: '$tmp/trace'" "$tmp/err" || { echo "--trace beyond the limit: exit $rc: $(cat "$tmp/err")"; failed=1; }
+[ $rc = 1 ] && grep -q "cannot write the trace '$tmp/trace': File too large: record to another file" "$tmp/err" || { echo "--trace beyond the limit: exit $rc: $(cat "$tmp/err")"; failed=1; }
 
 for command in '' run eval 'eval needle' info needle bench 'bench attend' 'bench decode' 'bench prefill' 'bench device' pnm pnmd; do
     # shellcheck disable=SC2086

@@ -287,7 +287,7 @@ static void run_broken(enum nkv_mode mode, uint32_t n, bool in_reap, uint32_t wh
         int status = nkv_seq_open(rig.context, &so, &seq);
 
         if (status < 0)
-            assert_non_null(strstr(nkv_last_error(), "out of order"));
+            assert_non_null(strstr(nkv_last_error(), "stopped: "));
         rig_seq_init(&s[i], seq, 1 + i);
     }
     for (uint32_t step = 0; s[0].seq && s[1].seq && step < 10; step++)
@@ -295,7 +295,7 @@ static void run_broken(enum nkv_mode mode, uint32_t n, bool in_reap, uint32_t wh
     for (uint32_t i = 0; i < 2; i++)
         if (s[i].seq && nkv_seq_status(s[i].seq) < 0) {
             assert_int_equal(nkv_seq_status(s[i].seq), NKV_EIO);
-            assert_non_null(strstr(nkv_seq_error(s[i].seq), "out of order"));
+            assert_non_null(strstr(nkv_seq_error(s[i].seq), "stopped: "));
             assert_true(which == 2 || nkv_seq_device(s[i].seq) == which); /* the other device's goes on */
         }
     for (uint32_t i = 0; i < 2; i++)
