@@ -125,6 +125,8 @@ static int own_option(struct eval_needle *eval, int option, const char *arg)
 
 static int check_options(struct eval_needle *eval)
 {
+    int rc;
+
     if (eval->file && eval->n_texts)
         return cli_usage("give -f or --text, not both");
     if (!eval->file && eval->ctx_tokens == 0)
@@ -133,7 +135,12 @@ static int check_options(struct eval_needle *eval)
         eval->modes[eval->n_modes++] = (enum nkv_mode)i; /* none were named: all */
     if (eval->n_depths == 0)
         eval->depths[eval->n_depths++] = 0.5;
-    return session_check(&eval->session_options);
+    rc = session_check(&eval->session_options);
+    if (rc == CLI_OK)
+        rc = session_check_input(&eval->session_options, "-f", eval->file);
+    for (uint32_t i = 0; rc == CLI_OK && i < eval->n_texts; i++)
+        rc = session_check_input(&eval->session_options, "--text", eval->texts[i]);
+    return rc;
 }
 
 /* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */

@@ -9,6 +9,7 @@
 
 #include "cli.h"
 #include "commands.h"
+#include "output.h"
 #include "text.h"
 
 static void print_help(void)
@@ -63,6 +64,8 @@ int needle_main(int argc, char **argv)
         return cli_usage("unexpected argument '%s': the file goes after -o", argv[optind]);
     if (!path)
         return cli_usage("give the file to write with -o FILE");
+    if (output_is_free("-o", path) != CLI_OK)
+        return CLI_USAGE;
     if (nkv_needle_write(path, dtype) < 0)
         return cli_fail("%s", nkv_last_error());
     return json ? print_json(path, dtype) : CLI_OK;

@@ -155,7 +155,9 @@ static int parse(int argc, char **argv, struct run_options *o)
         o->session.kv_parallel = NKV_KV_DATA; /* a session lies on one device */
     if (rc == CLI_OK)
         rc = run_session_check(o);
-    return rc == CLI_OK ? session_check(&o->session) : rc;
+    if (rc == CLI_OK)
+        rc = session_check(&o->session);
+    return rc == CLI_OK ? session_check_input(&o->session, "-f", o->file) : rc;
 }
 
 /* ---- Prompts ----------------------------------------------------------------------------------------------------- */
@@ -379,9 +381,10 @@ static int run_all(struct run *run)
         rc = session_open_devices(&run->session, &need);
     if (rc == CLI_OK)
         rc = run_check_capacity(run);
-    run->start_ns = progress_now_ns();
-    if (rc == CLI_OK)
+    if (rc == CLI_OK) {
+        run->start_ns = progress_now_ns();
         rc = prefill_all(run);
+    }
     if (rc == CLI_OK)
         rc = decode_all(run);
     if (rc == CLI_OK && run->options.session_name)
@@ -390,7 +393,7 @@ static int run_all(struct run *run)
         rc = run->options.json ? run_report_json(run) : run_report_text(run);
     for (uint32_t i = 0; i < run->n; i++)
         if (run->answers[i].status < 0)
-            rc = cli_fail("sequence %u ended: %s", i + 1, run->answers[i].error);
+            rc = run_session_ended(run, i);
     return rc == CLI_OK ? session_check_devices(&run->session) : rc;
 }
 
@@ -406,7 +409,10 @@ static void run_close(struct run *run)
     }
     text_free(&run->unprinted);
     free(run->step_ns);
-    session_close(&run->session);
+    if (run->start_ns == 0)
+        session_abandon(&run->session);
+    else
+        session_close(&run->session);
 }
 
 /* A compute rank but the first: its part of the model, and a decoder that does what rank 0's does. */

@@ -67,6 +67,8 @@ int run_session_open(struct run *run, const struct nkv_seq_options *seq, struct 
 uint32_t run_session_reused(const struct run *run);
 /* After the last step: makes it hold the whole answer. */
 int run_session_finish(struct run *run);
+/* Says why sequence i ended, and where to look if that may come from damaged memory. returns: CLI_FAILED. */
+int run_session_ended(const struct run *run, uint32_t i);
 json_t *run_session_json(const struct run *run);
 void run_session_report(const struct run *run);
 

@@ -124,6 +124,20 @@ int run_session_finish(struct run *run)
     return CLI_OK;
 }
 
+/* Logits that are no numbers (NKV_EINVAL): what was closed in order is taken as it is, and nobody has compared it. */
+int run_session_ended(const struct run *run, uint32_t i)
+{
+    const struct answer *answer = &run->answers[i];
+    uint32_t device = answer->seq ? nkv_seq_device(answer->seq) : 0;
+    char memory[SESSION_SPEC_BYTES];
+
+    if (answer->status == NKV_EINVAL && run->resumed.n_reused && session_has_memory(&run->options.session, device) &&
+        session_memory(&run->options.session, device, memory) == CLI_OK)
+        return cli_fail("sequence %u ended: %s; or the session's memory is damaged: nearkv pnm check %s tells", i + 1,
+                        answer->error, memory);
+    return cli_fail("sequence %u ended: %s", i + 1, answer->error);
+}
+
 json_t *run_session_json(const struct run *run)
 {
     const struct nkv_session_result *r = &run->resumed;

@@ -189,25 +189,22 @@ static int check_memory(const struct session *session, const struct session_need
     return cli_check_memory(what, bytes);
 }
 
-/* file:PATH[:SIZE], for device i of several: file:PATH.i[:SIZE]. */
-static int memory_of(const struct session *session, uint32_t i, char memory_out[4096])
+/* What the user wrote of device i, before a message about it. */
+static int device_refused(const struct session_options *o, uint32_t i, const char *memory)
 {
-    const char *memory = session->options.memory, *colon = strrchr(memory, ':');
-    bool sized = colon[1] >= '0' && colon[1] <= '9' && !strchr(colon, '/') && colon != strchr(memory, ':');
-    int length = sized ? (int)(colon - memory) : (int)strlen(memory), n;
+    bool has_spec = i < o->n_specs;
 
-    if (session->n_devices == 1)
-        n = snprintf(memory_out, 4096, "%s", memory);
-    else
-        n = snprintf(memory_out, 4096, "%.*s.%u%s", length, memory, i, memory + length);
-    return n < 4096 ? CLI_OK : cli_usage("--memory: longer than 4096 bytes");
+    if (!has_spec && !memory)
+        return o->trace ? cli_usage("--trace %s: %s", o->trace, nkv_last_error()) : cli_usage("%s", nkv_last_error());
+    return cli_usage("%s%s%s%s%s: %s", has_spec ? "--device " : "", has_spec ? o->specs[i] : "",
+                     has_spec && memory ? " " : "", memory ? "--memory " : "", memory ? memory : "", nkv_last_error());
 }
 
 static int open_device(struct session *session, uint32_t i, uint64_t capacity_bytes)
 {
     const struct session_options *o = &session->options;
     uint32_t share = o->n_threads / session->n_devices;
-    char name[32], spec[4096], memory[4096];
+    char name[32], spec[SESSION_SPEC_BYTES], memory[SESSION_SPEC_BYTES];
     struct nkv_device_config config = {
         .size = sizeof config,
         .shape = device_shape(session),
@@ -215,24 +212,18 @@ static int open_device(struct session *session, uint32_t i, uint64_t capacity_by
         .n_threads = share ? share : 1,
         .name = name,
     };
-    int n;
+    int rc = session_spec(o, i, spec);
 
     snprintf(name, sizeof name, "cpu%u", i);
-    if (o->memory && !(i < o->n_specs && cli_is_remote(o->specs[i]))) {
-        if (memory_of(session, i, memory) != CLI_OK)
-            return CLI_USAGE;
+    if (rc == CLI_OK && session_has_memory(o, i)) {
+        rc = session_memory(o, i, memory);
         config.memory = memory;
+        session->made_memory[i] = session_memory_is_missing(memory);
     }
-    if (!o->trace)
-        n = snprintf(spec, sizeof spec, "%s", i < o->n_specs ? o->specs[i] : "cpu");
-    else if (session->n_devices == 1)
-        n = snprintf(spec, sizeof spec, "record:%s:%s", o->trace, i < o->n_specs ? o->specs[i] : "cpu");
-    else
-        n = snprintf(spec, sizeof spec, "record:%s.%u:%s", o->trace, i, i < o->n_specs ? o->specs[i] : "cpu");
-    if (n < 0 || (size_t)n >= sizeof spec)
-        return cli_usage("device spec number %u is longer than %zu bytes", i, sizeof spec);
+    if (rc != CLI_OK)
+        return rc;
     if (nkv_device_open(spec, &config, &session->devices[i]) == NKV_EINVAL)
-        return cli_usage("--device %s: %s", spec, nkv_last_error());
+        return device_refused(o, i, config.memory);
     return session->devices[i] ? CLI_OK : cli_fail("%s", nkv_last_error());
 }
 
@@ -339,4 +330,20 @@ void session_close(struct session *session)
     if (session->model)
         nkv_model_close(session->model);
     *session = (struct session){0};
+}
+
+/* Only what holds no sequence: another process may have come to the same file first. */
+void session_abandon(struct session *session)
+{
+    struct session_options o = session->options;
+    bool made[SESSION_MAX_DEVICES];
+
+    memcpy(made, session->made_memory, sizeof made);
+    session_close(session);
+    for (uint32_t i = 0; i < SESSION_MAX_DEVICES; i++) {
+        char memory[SESSION_SPEC_BYTES];
+
+        if (made[i] && session_memory(&o, i, memory) == CLI_OK)
+            session_remove_memory(memory);
+    }
 }

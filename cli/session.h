@@ -11,6 +11,7 @@
 #include <nearkv/nearkv.h>
 
 #define SESSION_MAX_DEVICES 64u
+#define SESSION_SPEC_BYTES  4096
 
 struct session_options {
     const char *model;
@@ -75,6 +76,27 @@ int session_option(struct session_options *options, int option, const char *arg)
 /* What can be wrong between options. returns: CLI_OK, or CLI_USAGE with a message. */
 int session_check(const struct session_options *options);
 
+/* ---- session_files.c ---- */
+
+/* Whether --memory is for device i, and the memory: file:PATH[:SIZE], of several devices file:PATH.i[:SIZE]. */
+bool session_has_memory(const struct session_options *options, uint32_t i);
+/* returns: CLI_OK, or CLI_USAGE with a message. */
+int session_memory(const struct session_options *options, uint32_t i, char memory_out[SESSION_SPEC_BYTES]);
+/* Whether the memory is a file that does not exist. */
+bool session_memory_is_missing(const char *memory);
+/* Removes the file if it is memory that holds no sequence. */
+void session_remove_memory(const char *memory);
+/* The spec that device i is opened with: behind a recorder if there is a trace. returns: CLI_OK, or CLI_USAGE with a
+ * message. */
+int session_spec(const struct session_options *options, uint32_t i, char spec_out[SESSION_SPEC_BYTES]);
+/* Whether a trace or the devices' memory is the model, and a trace the memory. returns: CLI_OK, or CLI_USAGE with a
+ * message. */
+int session_check_files(const struct session_options *options);
+/* Whether a trace or the devices' memory is path, which flag names for reading (NULL: none). returns: as above. */
+int session_check_input(const struct session_options *options, const char *flag, const char *path);
+
+/* ---- session.c, session_options.c ---- */
+
 uint32_t session_device_count(const struct session_options *options);
 /* How sequences lie on them: auto is dp where nothing can be spread. */
 enum nkv_kv_parallel session_kv_parallel(const struct session_options *options);
@@ -93,7 +115,8 @@ struct session {
     struct nkv_device *compute;
     struct nkv_context *context;
     struct nkv_decoder *decoder;
-    bool told_reconnect; /* that there is --reconnect, or that it was in vain */
+    bool made_memory[SESSION_MAX_DEVICES]; /* the file was not there before the device was opened */
+    bool told_reconnect;                   /* that there is --reconnect, or that it was in vain */
 };
 
 /* What the sequences will need at most at one time. */
@@ -121,6 +144,8 @@ int session_open_decoder(struct session *session, uint32_t max_batch);
  * or CLI_FAILED with a message. */
 int session_check_devices(const struct session *session);
 void session_close(struct session *session);
+/* The same after a failure before anything was put in: files that were made for the devices' memory are removed. */
+void session_abandon(struct session *session);
 
 /* Options for a sequence of n_prompt tokens that may grow to max_tokens: the prefill rule is applied here. */
 void session_seq_options(const struct session *session, uint32_t n_prompt, uint32_t max_tokens,

@@ -157,5 +157,7 @@ int session_check(const struct session_options *o)
         rc = cli_usage("--trace '%s': give a file name without ':'", o->trace);
     if (rc == CLI_OK && o->n_specs && o->n_devices)
         rc = cli_usage("give --devices or --device, not both");
-    return rc == CLI_OK ? check_kv_parallel(o) : rc;
+    if (rc == CLI_OK)
+        rc = check_kv_parallel(o);
+    return rc == CLI_OK ? session_check_files(o) : rc;
 }

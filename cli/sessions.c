@@ -7,6 +7,7 @@
 #include "arguments.h"
 #include "cli.h"
 #include "commands.h"
+#include "output.h"
 #include "progress.h"
 #include "remote.h"
 
@@ -81,6 +82,12 @@ static int read_arguments(int argc, char **argv, struct options *o)
     o->file = exports || imports ? argv[verb->n] : NULL;
     if (!o->device)
         return cli_usage("nearkv session %s: name the device: --device unix:PATH or --memory file:PATH", o->what);
+    if (exports) {
+        rc = output_is_no_memory("session export", o->file, "--memory", o->device);
+        rc = rc == CLI_OK ? output_is_free("session export", o->file) : rc;
+    }
+    if (rc != CLI_OK)
+        return rc;
     if (o->name && !imports)
         return cli_usage("--name is for nearkv session import");
     if (o->json && strcmp(o->what, "list") != 0)

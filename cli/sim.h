@@ -47,6 +47,10 @@ void sim_options_init(struct sim_options *o);
 /* Opens machine and model, and looks into the trace. returns: CLI_OK, CLI_FAILED or CLI_USAGE after a message. */
 int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out);
 
+/* Whether path, which flag wants written, is none of the files that the options name, and may be written. returns:
+ * CLI_OK, or CLI_USAGE after a message. */
+int sim_options_check_output(const struct sim_options *o, const char *flag, const char *path);
+
 /* Every number of a machine, with unit and source. */
 json_t *sim_machine_json(const struct nkv_sim_machine *machine);
 /* What a configuration takes for granted: every number of the machine, the scores, the rules; and what of it a whole

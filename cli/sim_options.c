@@ -11,6 +11,7 @@
 #include <nearkv/model.h>
 
 #include "cli.h"
+#include "output.h"
 #include "sim.h"
 
 static int read_double(const char *flag, const char *arg, double low, double high, double *value_out)
@@ -330,6 +331,17 @@ static int follow_trace(struct sim_options *o)
     if (!o->has_steps && c->n_steps > info->n_run_steps)
         c->n_steps = info->n_run_steps;
     return CLI_OK;
+}
+
+int sim_options_check_output(const struct sim_options *o, const char *flag, const char *path)
+{
+    int rc = output_is_other(flag, path, "--machine", o->machine);
+
+    if (rc == CLI_OK)
+        rc = output_is_other(flag, path, "--model", o->model);
+    if (rc == CLI_OK)
+        rc = output_is_other(flag, path, "--trace", o->config.trace);
+    return rc == CLI_OK && path ? output_is_free(flag, path) : rc;
 }
 
 int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out)

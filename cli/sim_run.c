@@ -189,7 +189,9 @@ int sim_run_main(int argc, char **argv)
         print_usage(stdout);
         return CLI_OK;
     }
-    rc = sim_options_open(&o.sim, &machine);
+    rc = sim_options_check_output(&o.sim, "--timeline", o.sim.config.timeline);
+    if (rc == CLI_OK)
+        rc = sim_options_open(&o.sim, &machine);
     if (rc != CLI_OK)
         return rc;
     status = nkv_sim_run(&o.sim.config, &report);

@@ -3,6 +3,7 @@
  * nearkv sim sweep: every combination of lists of options, one CSV row each. Workers take points in order; rows are
  * printed in order when all are done or after Ctrl-C, so that the file does not depend on the number of threads.
  */
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -198,7 +199,9 @@ static int check_values(const struct sweep *s)
             for (uint32_t other = 0; other < s->n_axes; other++)
                 (void)s->axes[other].flag->read(&o, s->axes[other].flag->name,
                                                 s->axes[other].values[other == axis ? i : 0]);
-            rc = sim_options_open(&o, &machine);
+            rc = sim_options_check_output(&o, "--out", s->out);
+            if (rc == CLI_OK)
+                rc = sim_options_open(&o, &machine);
             if (rc != CLI_OK)
                 return rc;
             nkv_sim_machine_close(machine);
@@ -292,21 +295,22 @@ static int print_rows(const struct sweep *s)
 {
     FILE *file = s->out ? fopen(s->out, "w") : stdout;
     uint32_t n_ok = 0;
-    bool failed;
+    int error = 0;
 
     if (!file)
-        return cli_fail("cannot create '%s'", s->out);
+        return cli_fail("cannot create '%s': %s", s->out, strerror(errno));
     put_header(s, file);
     for (uint32_t i = 0; i < s->n_points; i++)
         if (s->rows[i].done) {
             put_row(s, i, file);
             n_ok += s->rows[i].ok;
         }
-    failed = fflush(file) == EOF || ferror(file);
-    if (s->out)
-        failed |= fclose(file) == EOF;
-    if (failed)
-        return cli_fail("cannot write '%s'", s->out ? s->out : "standard output");
+    if (fflush(file) == EOF || ferror(file))
+        error = errno ? errno : EIO;
+    if (s->out && fclose(file) == EOF && !error)
+        error = errno;
+    if (error)
+        return cli_fail("cannot write '%s': %s", s->out ? s->out : "standard output", strerror(error));
     if (atomic_load(&s->stop))
         return cli_fail("interrupted after %u of %u points; their rows are written", atomic_load(&s->n_done),
                         s->n_points);
