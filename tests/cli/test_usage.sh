@@ -110,8 +110,8 @@ expect 2 'device name' pnmd --memory anon:64M --listen unix:"$tmp/s" --name 'a b
 expect 1 'No such file' run -m "$tmp/none.gguf" -p x
 head -c 1000 "$NEARKV" >"$tmp/not.gguf"
 expect 1 'not.gguf' run -m "$tmp/not.gguf" -p x
-expect 1 "No space left on device: '/dev/full'" run -p x --trace /dev/full
-expect 1 "No space left on device: '/dev/full'" eval needle --ctx 512 --modes pnm --json --trace /dev/full
+expect 1 "the trace '/dev/full': No space left on device: free some space" run -p x --trace /dev/full
+expect 1 "the trace '/dev/full': No space left on device: free some space" eval needle --ctx 512 --modes pnm --json --trace /dev/full
 expect 1 "create the trace file '$tmp/none/t': No such file" run -p x --trace "$tmp/none/t"
 many=()
 for _ in {1..64}; do many+=(-p x); done

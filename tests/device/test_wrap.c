@@ -305,12 +305,12 @@ static void a_full_disk_ends_a_recording(void **state)
             assert_int_equal(rig.device->ops->reap(rig.device, &cqe, 1, 1), 1);
     }
     assert_int_equal(status, NKV_EIO);
-    assert_non_null(strstr(nkv_last_error(), "No space left on device: '/dev/full'"));
+    assert_non_null(strstr(nkv_last_error(), "the trace '/dev/full': No space left on device: free some space"));
     rig_close(&rig);
     rig_open(&rig, "record:/dev/full:cpu", &config); /* what is still buffered is written out when stat asks */
     assert_int_equal(rig_run(&rig, cmd), 0);
     assert_int_equal(rig.device->ops->stat(rig.device, &stat), NKV_EIO);
-    assert_non_null(strstr(nkv_last_error(), "No space left on device: '/dev/full'"));
+    assert_non_null(strstr(nkv_last_error(), "the trace '/dev/full': No space left on device: free some space"));
     rig_close(&rig);
 }
 
