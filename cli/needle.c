@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "cli.h"
 #include "commands.h"
@@ -30,6 +31,19 @@ static int print_json(const char *path, enum nkv_dtype dtype)
     return text_print_json(json_pack("{s:s, s:o, s:s, s:I}", "schema", "nearkv.needle/1", "file",
                                      text_json(path, strlen(path)), "type", nkv_dtype_name(dtype), "bytes",
                                      (json_int_t)info.st_size));
+}
+
+/* --json tells the file's size, and must not end up in the file. */
+static int check_json(const char *path)
+{
+    struct stat info, out;
+
+    if (stat(path, &info) < 0)
+        return CLI_OK; /* it is still to be made */
+    if (S_ISREG(info.st_mode) &&
+        (fstat(STDOUT_FILENO, &out) < 0 || out.st_dev != info.st_dev || out.st_ino != info.st_ino))
+        return CLI_OK;
+    return cli_usage("-o %s: --json goes to standard output and tells of a file of its own: leave it out", path);
 }
 
 int needle_main(int argc, char **argv)
@@ -64,7 +78,7 @@ int needle_main(int argc, char **argv)
         return cli_usage("unexpected argument '%s': the file goes after -o", argv[optind]);
     if (!path)
         return cli_usage("give the file to write with -o FILE");
-    if (output_is_free("-o", path) != CLI_OK)
+    if (output_is_free("-o", path) != CLI_OK || (json && check_json(path) != CLI_OK))
         return CLI_USAGE;
     if (nkv_needle_write(path, dtype) < 0)
         return cli_fail("%s", nkv_last_error());

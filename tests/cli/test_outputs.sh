@@ -93,6 +93,7 @@ with open('behind', 'ab') as file:
     subprocess.run([NEARKV, 'needle', '-o', '/dev/fd/1'], stdout=file, check=True)
 with open('behind', 'rb') as file:
     assert file.read() == b'hello' + model
+refused('needle', '-o', '/dev/stdout', '--json', says=('-o /dev/stdout: --json',))
 run('session', 'export', 'note', 'old.session', '--memory', 'file:pm.img')
 os.symlink('old.session', 'session.link')
 run('session', 'export', 'note', 'session.link', '--memory', 'file:pm.img')
