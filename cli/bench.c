@@ -7,6 +7,7 @@
 
 #include "cli.h"
 #include "parallel.h"
+#include "progress.h"
 
 static const struct {
     const char *name;
@@ -30,14 +31,15 @@ static void print_usage(FILE *file)
 
 int bench_main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
+    if (argc > 1 && arguments_is_help(argv[1])) {
         print_usage(stdout);
         return CLI_OK;
     }
     for (size_t i = 0; argc > 1 && i < sizeof benches / sizeof *benches; i++) {
         if (strcmp(argv[1], benches[i].name) != 0)
             continue;
-        argv[1] = argv[0]; /* getopt's messages begin with it */
+        progress_end_on_interrupt(); /* until the benchmark looks at it */
+        argv[1] = argv[0];           /* getopt's messages begin with it */
         return parallel_bench(argc - 1, argv + 1, benches[i].main);
     }
     if (argc > 1)

@@ -97,6 +97,8 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
+static const struct arguments arguments = {.usage = usage, .options = long_options, .help = HELP};
+
 static int read_flag(int flag, const char *arg, void *read_arg)
 {
     struct options *o = read_arg;
@@ -150,7 +152,7 @@ static int read_flag(int flag, const char *arg, void *read_arg)
 /* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
 static int read_options(int argc, char **argv, struct options *o)
 {
-    int rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, o);
+    int rc = bench_read_options(argc, argv, &arguments, read_flag, o);
 
     if (rc != CLI_OK)
         return rc;
@@ -219,7 +221,11 @@ static int bench_open(struct bench *b)
         return rc;
     context.devices = &b->device;
     context.compute = b->compute;
-    if (nkv_context_open(&context, &b->context) < 0 || nkv_seq_open(b->context, &seq, &b->seq) < 0)
+    if (nkv_context_open(&context, &b->context) < 0)
+        return cli_fail("%s", nkv_last_error());
+    if (nkv_seq_can_fit(b->context, &seq) < 0)
+        return cli_usage("--ctx %u: %s", b->opt.ctx_tokens, nkv_last_error());
+    if (nkv_seq_open(b->context, &seq, &b->seq) < 0)
         return cli_fail("%s", nkv_last_error());
     b->q = malloc(q_floats * sizeof(float));
     b->out = malloc(q_floats * sizeof(float));

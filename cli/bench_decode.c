@@ -91,6 +91,8 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
+static const struct arguments arguments = {.usage = usage, .options = long_options, .help = HELP};
+
 static int read_contexts(const char *arg, struct options *o)
 {
     char copy[256], *rest = copy, *word;
@@ -295,7 +297,7 @@ int bench_decode_main(int argc, char **argv)
     int rc;
 
     nkv_seq_options_init(&b.opt.decoder.seq);
-    rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, &b.opt);
+    rc = bench_read_options(argc, argv, &arguments, read_flag, &b.opt);
     if (rc == CLI_OK)
         rc = bench_open(&b);
     if (rc == CLI_OK)
