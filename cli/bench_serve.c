@@ -42,7 +42,8 @@ static const char usage[] =
     "  --seed S                of lengths, outputs, arrivals and prompts (0)\n"
     "  --shape NAME            random weights of a known shape instead of a model, as in bench decode\n"
     "  --weights TYPE          of these: f32, f16, bf16 or q8_0 (bf16)\n"
-    "  --json                  one JSON object on stdout (schema nearkv.bench.serve/1)\n" SESSION_MODE_HELP;
+    "  --json                  one JSON object on stdout (schema nearkv.bench.serve/1)\n" SESSION_MODE_HELP
+        SESSION_TRACE_HELP;
 
 enum {
     ARRIVALS = SESSION_END,

@@ -42,7 +42,7 @@ static const char usage[] =
     "  --modes LIST            e.g. pnm,png (all four); --mode is the same\n"
     "  --depth LIST            where the key lies, 0 (beginning) to 1 (end), e.g. 0.1,0.5,0.9 (0.5)\n"
     "  --seed S                of keys and generated sentences (0)\n"
-    "  --json                  one JSON object on stdout (schema nearkv.eval.needle/1)\n";
+    "  --json                  one JSON object on stdout (schema nearkv.eval.needle/1)\n" SESSION_TRACE_HELP;
 
 /* ---- Options ----------------------------------------------------------------------------------------------------- */
 

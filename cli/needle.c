@@ -13,7 +13,13 @@
 
 static const char usage[] =
     "usage: nearkv needle -o FILE [--type f16|f32] [--json]\n"
-    "Writes the built-in needle model, a Llama over bytes whose weights are set by hand, as a GGUF file.\n\n"
+    "Writes the built-in needle model, a Llama over bytes whose weights are set by hand, as a GGUF file.\n"
+    "It completes \"NAME is \" with the digits that follow \"NAME is \" in the text, and nothing else:\n"
+    "  a name counts by the five bytes before \" is \": they must be the same in both places, so a shorter name needs\n"
+    "  the same before it (\"the a is 5. So the a is \"), and names that end alike are one;\n"
+    "  of a longer number come the first five digits and one byte more;\n"
+    "  of two values of one name comes a mixture of both;\n"
+    "  for a name that is not in the text comes anything.\n\n"
     "  -o, --output FILE   appears whole or not at all\n"
     "  --type f16|f32      of the matrices (f16)\n"
     "  --json              one JSON object on stdout (schema nearkv.needle/1)\n";

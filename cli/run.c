@@ -56,7 +56,7 @@ static const char usage[] =
     "                          with SIZE if it does not exist (N devices: PATH.0, PATH.1, ...)\n"
     "  --continue              TEXT comes after all that the session holds\n"
     "  --reconnect[=SECONDS]   wait for a device process that was lost and go on from there (60)\n"
-    "  --json                  one JSON object on stdout (schema nearkv.run/1)\n" SESSION_MODE_HELP;
+    "  --json                  one JSON object on stdout (schema nearkv.run/1)\n" SESSION_MODE_HELP SESSION_TRACE_HELP;
 
 static int own_option(int option, const char *arg, void *read_arg)
 {

@@ -71,6 +71,10 @@ enum {
 
 /* Lines of --help. Of --mode, which eval has otherwise: */
 #define SESSION_MODE_HELP "  --mode full|recall|pnm|png   where pages are selected and attended (default png)\n"
+/* Of --trace, which info refuses: */
+#define SESSION_TRACE_HELP                                                                                             \
+    "  --trace FILE            record the devices' commands and page scores (N devices: FILE.0, FILE.1, ...; the\n"    \
+    "                          compute side: FILE.compute)\n"
 /* Of all other SESSION_LONG_OPTIONS. */
 extern const char session_help[];
 

@@ -10,7 +10,8 @@
 
 const char session_help[] =
     "  -m, --model MODEL       GGUF file, or \"needle\" (default): the built-in model, which can only complete\n"
-    "                          \"NAME is \" with the digits (at most five) that follow it in the text\n"
+    "                          \"NAME is \" with the digits (at most five) that follow it in the text;\n"
+    "                          nearkv needle --help says how far that goes\n"
     "  --budget TOKENS         attended per step in the sparse modes (2048)\n"
     "  --page TOKENS           tokens per page (32)\n"
     "  --sink PAGES            first pages, always attended (1)\n"
@@ -24,9 +25,7 @@ const char session_help[] =
     "  --kv f32|f16|bf16|q8_0  element type of the cache (f16)\n"
     "  --prefill dense|sparse|auto  auto: dense up to 4 times the prefill budget (auto)\n"
     "  --prefill-budget TOKENS attended per block of prompt tokens (the budget)\n"
-    "  --threads N             threads of dense layers, of the compute side, of all devices together (CPUs)\n"
-    "  --trace FILE            record the devices' commands and page scores (N devices: FILE.0, FILE.1, ...; the\n"
-    "                          compute side: FILE.compute)\n";
+    "  --threads N             threads of dense layers, of the compute side, of all devices together (CPUs)\n";
 
 void session_defaults(struct session_options *options)
 {
