@@ -5,7 +5,7 @@
  * has one writer. Who waits is woken by the bells (mpi_bell.c), of which a lane knows nothing.
  *
  * MPI's own way for messages of some 10 KB between processes of a machine takes several steps, each of which needs both
- * sides to look: 40 us of a step of 0.9 ms. MPI's shared windows were rejected for this: to make one is a call of all
+ * sides to look: 30 us of a step of 0.9 ms. MPI's shared windows were rejected for this: to make one is a call of all
  * ranks of the machine, but how much room a device needs is known when it opens.
  *
  * Invariant: taken <= sent <= taken + NKV_MPI_SLOTS, modulo 2^32, until one side has closed its end: what the other
@@ -174,7 +174,7 @@ int64_t nkv_mpi_lane_next(struct nkv_mpi_lane *lane, const void **message_out)
     return (int64_t)bytes;
 }
 
-int nkv_mpi_lane_let_go(struct nkv_mpi_lane *lane)
+bool nkv_mpi_lane_let_go(struct nkv_mpi_lane *lane)
 {
     atomic_store(&lane->in->taken, ++lane->n_taken);
     return atomic_load(&lane->in->sent) - lane->n_taken == NKV_MPI_SLOTS - 1;

@@ -3,6 +3,7 @@
 #ifndef NKV_DEVICE_MPI_LANE_H
 #define NKV_DEVICE_MPI_LANE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define NKV_MPI_SLOTS 4u /* messages that are on their way in one direction, each in a place of its own */
@@ -32,6 +33,6 @@ void nkv_mpi_lane_send(struct nkv_mpi_lane *lane, uint64_t bytes);
  */
 int64_t nkv_mpi_lane_next(struct nkv_mpi_lane *lane, const void **message_out);
 /* returns: whether the other side may wait for the room. */
-int nkv_mpi_lane_let_go(struct nkv_mpi_lane *lane);
+bool nkv_mpi_lane_let_go(struct nkv_mpi_lane *lane);
 
 #endif
