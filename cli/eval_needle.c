@@ -351,8 +351,6 @@ static int open_base(struct eval_needle *eval, struct eval_case *c, const struct
     session_seq_options(&eval->session, (uint32_t)q->n_tokens, (uint32_t)q->n_shared, &options);
     options.mode = NKV_MODE_FULL;
     options.keep_digests = true;
-    if (nkv_seq_can_fit(eval->session.context, &options) < 0)
-        return cli_usage("%s", nkv_last_error());
     if (nkv_seq_open(eval->session.context, &options, seq_out) < 0)
         return cli_fail("%s", nkv_last_error());
     rc = feed(eval, *seq_out, q->tokens, q->n_shared, "prefill");
@@ -387,6 +385,7 @@ static int open_devices(struct eval_needle *eval)
     struct session_need need = {.max_batch = 1};
     uint32_t n_text = (uint32_t)(eval->ctx_tokens ? eval->ctx_tokens : eval->n_hay + 64);
     uint32_t n_fork = n_text + 64 + ANSWER_TOKENS;
+    struct nkv_seq_options text;
     uint64_t fork_bytes;
     int rc = session_device_bytes(&eval->session, 0, n_text, &need.device_bytes);
 
@@ -406,7 +405,13 @@ static int open_devices(struct eval_needle *eval)
         return rc;
     need.device_bytes += fork_bytes;
     need.total_bytes = need.device_bytes;
-    return session_open_devices(&eval->session, &need);
+    rc = session_open_devices(&eval->session, &need);
+    if (rc != CLI_OK)
+        return rc;
+    session_seq_options(&eval->session, n_text, n_text, &text);
+    text.mode = NKV_MODE_FULL;
+    text.keep_digests = true;
+    return nkv_seq_can_fit(eval->session.context, &text) < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 
 static int load(struct eval_needle *eval)

@@ -19,7 +19,7 @@ from check import NEARKV, fields, haystack, run
 
 tmp = sys.argv[1]
 children = {}
-SESSION = {'name': str, 'how': str, 'reused_tokens': int, 'fed_tokens': int, 'shared_bytes': int, 'from': (str, type(None))}
+SESSION = {'name': str, 'how': str, 'reused_tokens': int, 'fed_tokens': int, 'fed_prompt_tokens': int, 'shared_bytes': int, 'from': (str, type(None))}
 LISTED = {'name': str, 'model': str, 'tokens': int, 'max_tokens': int, 'attached': bool, 'used_bytes': int, 'shared_bytes': int}
 
 
