@@ -7,7 +7,6 @@
 
 #include "cli.h"
 #include "parallel.h"
-#include "progress.h"
 
 static const struct {
     const char *name;
@@ -38,7 +37,6 @@ int bench_main(int argc, char **argv)
     for (size_t i = 0; argc > 1 && i < sizeof benches / sizeof *benches; i++) {
         if (strcmp(argv[1], benches[i].name) != 0)
             continue;
-        progress_end_on_interrupt(); /* until the benchmark looks at it */
         argv[1] = argv[0];           /* getopt's messages begin with it */
         return parallel_bench(argc - 1, argv + 1, benches[i].main);
     }
