@@ -26,6 +26,8 @@ struct sim_options {
     const char *sets[SIM_MAX_SETS]; /* "key=value" */
     uint32_t n_sets;
     bool has_context, has_page, has_select, has_steps; /* given; else they follow a trace */
+    bool has_layers;                                   /* given; else at most the model's */
+    const char *locality_flag; /* given, of the locality model, which a trace replaces; or NULL */
     struct nkv_sim_config config;
     struct nkv_sim_trace_info trace; /* of config.trace; read by sim_options_open */
 };
@@ -47,11 +49,15 @@ void sim_options_init(struct sim_options *o);
 /* Opens machine and model, and looks into the trace. returns: CLI_OK, CLI_FAILED or CLI_USAGE after a message. */
 int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out);
 
+/* "reproduced", "off", "not simulated". */
+const char *sim_verdict_name(enum nkv_sim_verdict verdict);
+
 /* Every number of a machine, with unit and source. */
 json_t *sim_machine_json(const struct nkv_sim_machine *machine);
 /* What a configuration takes for granted: every number of the machine, the scores, the rules; and what of it a whole
- * grid shares. 0 and "auto" are as the options say. */
+ * grid shares. Batch and groups are those that were simulated. */
 json_t *sim_shared_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine);
-json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine);
+json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine,
+                        const struct nkv_sim_report *report);
 
 #endif

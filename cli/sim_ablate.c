@@ -73,7 +73,7 @@ static const struct study studies[] = {
      LARGE_128K " --mode=png",
      {"--machine=paper-server", "--machine=h100-server", "--machine=h200-server"}},
     {"gpu-baseline",
-     "the same GPUs without PNM: recall over the link, 70B, 128K, 2 GPUs",
+     "the same GPUs with 8 plain memory cards in place of PNM: recall over the link, 70B, 128K, 2 GPUs",
      LARGE_128K " --mode=recall",
      {"--machine=paper-server", "--machine=h100-server", "--machine=h200-server"}},
     {"card",

@@ -6,7 +6,8 @@
  * A file is composed in memory, written under another name and renamed, so that DIR never holds half a file, and errno
  * is that of the call that failed. Pictures of an earlier run are removed before: where gnuplot is missing or fails,
  * none is left that contradicts the data beside it. gnuplot runs in DIR, without a shell and without the user's
- * start-up file (-d), and what it says becomes our message.
+ * start-up file (-d), and what it says becomes our message. A figure of which no point could be simulated has data, but
+ * neither script nor pictures: gnuplot fails on a plot without values.
  *
  * Rejected: drawing by ourselves (axes, fonts and PNG for seven pictures), and feeding gnuplot through a pipe (the user
  * could not draw again with other labels or sizes).
@@ -51,6 +52,7 @@ struct target {
     FILE *file; /* in memory: data, bytes */
     char *data;
     size_t bytes;
+    bool left_out[SIM_FIG_COUNT];
 };
 
 static int write_all(int fd, const char *data, size_t bytes)
@@ -145,7 +147,7 @@ static void remove_picture(const struct target *t, enum sim_figure figure, const
 static int write_figure(struct target *t, const struct nkv_sim_paper *paper, enum sim_figure figure)
 {
     struct sim_rows rows;
-    char name[64];
+    char name[64], script[16];
     int rc = sim_rows_open(paper, figure, &rows);
 
     if (rc != CLI_OK)
@@ -154,9 +156,12 @@ static int write_figure(struct target *t, const struct nkv_sim_paper *paper, enu
     remove_picture(t, figure, "png");
     snprintf(name, sizeof name, "%s.csv", sim_figure_name(figure));
     rc = write_rows(t, &rows, name, sim_rows_print);
-    snprintf(name, sizeof name, "fig%02u.gp", sim_figure_number(figure));
-    if (rc == CLI_OK)
-        rc = write_rows(t, &rows, name, sim_script_print);
+    snprintf(script, sizeof script, "fig%02u.gp", sim_figure_number(figure));
+    t->left_out[figure] = !sim_rows_drawable(&rows);
+    if (t->left_out[figure])
+        unlinkat(t->fd, script, 0);
+    else if (rc == CLI_OK)
+        rc = write_rows(t, &rows, script, sim_script_print);
     sim_rows_close(&rows);
     return rc;
 }
@@ -234,13 +239,28 @@ static int draw_all(const struct target *t)
     int rc = CLI_OK;
 
     for (enum sim_figure f = 0; f < SIM_FIG_COUNT && rc == CLI_OK && !missing; f++)
-        rc = draw(t, f, &missing);
+        if (!t->left_out[f])
+            rc = draw(t, f, &missing);
     if (missing)
         fprintf(stderr,
                 "nearkv: no pictures, gnuplot is not installed: install gnuplot-nox (Debian) and run gnuplot fig*.gp "
                 "in %s\n",
                 t->dir);
     return rc;
+}
+
+static void tell_left_out(const struct target *t)
+{
+    const char *before = "nearkv: figures left out, as nothing that they show could be simulated (the column status of "
+                         "their CSV says why): ";
+
+    for (enum sim_figure f = 0; f < SIM_FIG_COUNT; f++)
+        if (t->left_out[f]) {
+            fprintf(stderr, "%s%s", before, sim_figure_name(f));
+            before = ", ";
+        }
+    if (*before == ',')
+        fputc('\n', stderr);
 }
 
 int sim_figures_write(const struct nkv_sim_paper *paper, const char *dir)
@@ -255,8 +275,10 @@ int sim_figures_write(const struct nkv_sim_paper *paper, const char *dir)
         rc = write_table(&t, paper, "claims.csv", sim_claims_print);
     for (enum sim_figure f = 0; f < SIM_FIG_COUNT && rc == CLI_OK; f++)
         rc = write_figure(&t, paper, f);
-    if (rc == CLI_OK)
+    if (rc == CLI_OK) {
+        tell_left_out(&t);
         rc = draw_all(&t);
+    }
     close(t.fd);
     return rc;
 }

@@ -41,6 +41,8 @@ const char *sim_figure_title(enum sim_figure figure);
 /* returns: CLI_OK, or CLI_FAILED after a message (memory). */
 int sim_rows_open(const struct nkv_sim_paper *paper, enum sim_figure figure, struct sim_rows *rows_out);
 void sim_rows_close(struct sim_rows *rows);
+/* Whether any of the rows has something to draw: not, if what the figure shows could not be simulated. */
+bool sim_rows_drawable(const struct sim_rows *rows);
 
 /* The CSV files: of a figure, of all points with every field of their reports, of the claims. */
 void sim_rows_print(const struct sim_rows *rows, FILE *file);

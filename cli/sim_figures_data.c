@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "sim.h"
 #include "sim_figures.h"
 #include "text.h"
 
@@ -202,6 +203,20 @@ static double cost_ratio(paper_ptr paper, point_ptr point)
     return base ? point->report.tokens_per_usd / base->tokens_per_usd : NAN;
 }
 
+bool sim_rows_drawable(const struct sim_rows *rows)
+{
+    bool relative = rows->figure == SIM_FIG_THROUGHPUT || rows->figure == SIM_FIG_ENERGY; /* to a baseline, not drawn */
+
+    for (uint32_t i = 0; i < rows->n; i++) {
+        point_ptr p = rows->points[i];
+
+        if (p->status == 0 &&
+            (!relative || (p->mode != NKV_MODE_RECALL && baseline(rows->paper, p, p->n_gpus) != NULL)))
+            return true;
+    }
+    return false;
+}
+
 /* ---- Columns ---- */
 
 enum kind { COUNT, NUMBER, PARTS, ACCOUNTS, RATIO };
@@ -227,6 +242,8 @@ static const struct column {
     unsigned figures;
 } columns[] = {
     FIELD(COUNT, batch, ~0u),
+    FIELD(COUNT, n_fit, 0),
+    FIELD(COUNT, tp, 0),
     FIELD(COUNT, budget_tokens, RECALL | STEADY),
     FIELD(COUNT, steady_tokens, STEADY | THROUGHPUT | RACK),
     FIELD(NUMBER, tokens_per_s, ~STEADY),
@@ -368,7 +385,7 @@ void sim_points_print(paper_ptr paper, FILE *file)
 /* What moves the claim most, where the tornado table was asked for. */
 static void put_mover(paper_ptr paper, const struct nkv_sim_claim *claim, FILE *file)
 {
-    if (claim->mover_low == claim->mover_high) {
+    if (isnan(claim->mover_low) || claim->mover_low == claim->mover_high) {
         fputs(",,,,,", file);
         return;
     }
@@ -393,7 +410,7 @@ void sim_claims_print(paper_ptr paper, FILE *file)
         put_number(file, c->paper);
         put_number(file, c->ours);
         put_number(file, c->numeric ? c->ours / c->paper : NAN);
-        fprintf(file, ",%s", c->verdict == NKV_SIM_REPRODUCED ? "reproduced" : "off");
+        fprintf(file, ",%s", sim_verdict_name(c->verdict));
         put_mover(paper, c, file);
         fputc(',', file);
         text_put_csv(file, c->note);

@@ -175,6 +175,7 @@ static int read_steps(struct sim_options *o, const char *flag, const char *arg)
 
 static int read_layers(struct sim_options *o, const char *flag, const char *arg)
 {
+    o->has_layers = true;
     return read_u32(flag, arg, 1, NKV_MAX_LAYERS, &o->config.n_layers);
 }
 
@@ -187,17 +188,20 @@ static int read_seed(struct sim_options *o, const char *flag, const char *arg)
 {
     char name[40];
 
+    o->locality_flag = "seed";
     snprintf(name, sizeof name, "--%s", flag);
     return cli_u64(name, arg, 0, UINT64_MAX, &o->config.seed);
 }
 
 static int read_drift(struct sim_options *o, const char *flag, const char *arg)
 {
+    o->locality_flag = "drift";
     return read_double(flag, arg, 0, 1, &o->config.locality.drift);
 }
 
 static int read_correlation(struct sim_options *o, const char *flag, const char *arg)
 {
+    o->locality_flag = "correlation";
     return read_double(flag, arg, 0, 1, &o->config.locality.correlation);
 }
 
@@ -234,7 +238,7 @@ const struct sim_flag sim_flags[] = {
      read_kv_parallel},
     {"kv-group", "tp, cp: PNM devices that share a request, or max; groups share the batch (max)", read_kv_group},
     {"tp", "GPUs of a tensor-parallel group; the groups are pipeline stages (a node's)", read_tp},
-    {"batch", "requests, or max: as many as are admitted (max)", read_batch},
+    {"batch", "requests, or max: as many as are admitted, at most 4096 (max)", read_batch},
     {"budget", "tokens attended per step, or a rule (52*context^0.5)", read_budget},
     {"output", "tokens that a request generates: its context grows by them (0)", read_output},
     {"steady", "share of the budget kept on the GPUs, paper or auto (paper: GPUs/(GPUs+PNM))", read_steady},
@@ -249,12 +253,12 @@ const struct sim_flag sim_flags[] = {
      read_prefill},
     {"set", "KEY=VALUE: a number of the machine, like pnm.memory_bandwidth=2 TB/s", read_set},
     {"steps", "measured steps (4)", read_steps},
-    {"layers", "simulated layers, which stand for all (4)", read_layers},
+    {"layers", "simulated layers, which stand for all; at most the model's (4)", read_layers},
     {"streams", "sequences with page scores of their own, which stand for all (by context)", read_streams},
     {"seed", "of the page scores (1)", read_seed},
     {"trace", "FILE of nearkv run --trace: page scores are the recorded ones (from the locality model)", read_trace},
-    {"drift", "share of the variance of log scores that wanders", read_drift},
-    {"correlation", "of the wandering part from step to step", read_correlation},
+    {"drift", "share of the variance of log scores that wanders (0.1)", read_drift},
+    {"correlation", "of the wandering part from step to step (0.96)", read_correlation},
 };
 const uint32_t sim_n_flags = sizeof sim_flags / sizeof *sim_flags;
 
@@ -317,6 +321,9 @@ static int follow_trace(struct sim_options *o)
 
     if (!c->trace)
         return CLI_OK;
+    if (o->locality_flag)
+        return cli_usage("--%s with --trace, whose recorded scores take the place of modelled ones: leave one out",
+                         o->locality_flag);
     if (nkv_sim_trace_info(c->trace, info) < 0)
         return cli_fail("%s", nkv_last_error());
     if (info->n_run_steps == 0)
@@ -335,16 +342,18 @@ static int follow_trace(struct sim_options *o)
 int sim_options_open(struct sim_options *o, struct nkv_sim_machine **machine_out)
 {
     struct nkv_sim_machine *machine;
+    int rc = follow_trace(o);
 
-    if (follow_trace(o) != CLI_OK)
-        return CLI_FAILED;
-
+    if (rc != CLI_OK)
+        return rc;
     if (ends_with(o->model, ".gguf")) {
         if (open_gguf(o->model, &o->config.model) != CLI_OK)
             return CLI_FAILED;
     } else if (nkv_sim_model_open(o->model, &o->config.model) < 0) {
         return cli_fail("%s", nkv_last_error());
     }
+    if (!o->has_layers && o->config.n_layers > o->config.model.n_layers)
+        o->config.n_layers = o->config.model.n_layers;
     if (nkv_sim_machine_open(o->machine, &machine) < 0)
         return cli_fail("%s", nkv_last_error());
     for (uint32_t i = 0; i < o->n_sets; i++)
@@ -408,17 +417,19 @@ static json_t *steady_json(double steady)
     return steady < 0 ? json_string("auto") : json_real(steady);
 }
 
-json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine)
+json_t *sim_assumptions(const struct sim_options *o, const struct nkv_sim_machine *machine,
+                        const struct nkv_sim_report *report)
 {
     const struct nkv_sim_config *c = &o->config;
     json_t *object = sim_shared_assumptions(o, machine);
 
     json_object_update_new(
-        object, json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:b, s:b}", "model", c->model.name,
-                          "mode", nkv_mode_name(c->mode), "kv_parallel", nkv_sim_mapping_name(c->mapping), "kv_group",
-                          (json_int_t)c->mapping_group, "context", (json_int_t)c->context_tokens, "output",
-                          (json_int_t)c->output_tokens, "gpus", (json_int_t)c->n_gpus, "pnm", (json_int_t)c->n_pnm,
-                          "tp", (json_int_t)c->tp, "batch", (json_int_t)c->batch, "steady", steady_json(c->steady),
-                          "in_flight_prefill", (int)c->in_flight_prefill, "full_activity", (int)c->full_activity));
+        object,
+        json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:b, s:b}", "model", c->model.name, "mode",
+                  nkv_mode_name(c->mode), "kv_parallel", nkv_sim_mapping_name(c->mapping), "kv_group",
+                  (json_int_t)report->mapping_group, "context", (json_int_t)c->context_tokens, "output",
+                  (json_int_t)c->output_tokens, "gpus", (json_int_t)c->n_gpus, "pnm", (json_int_t)c->n_pnm, "tp",
+                  (json_int_t)report->tp, "batch", (json_int_t)report->batch, "steady", steady_json(c->steady),
+                  "in_flight_prefill", (int)c->in_flight_prefill, "full_activity", (int)c->full_activity));
     return object;
 }

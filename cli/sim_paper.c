@@ -19,22 +19,23 @@ struct paper_options {
 
 static void print_usage(FILE *file)
 {
-    fputs("usage: nearkv sim paper [options]\n"
-          "Simulates every configuration of the paper's section 6 with one parameter set, and compares R1-R13.\n\n"
-          "  --out DIR        data (CSV) and figures 3, 8, 10-14 (gnuplot scripts; SVG, PNG where gnuplot is "
-          "installed) go there\n"
-          "  --machine NAME   the server (paper-server)\n"
-          "  --rack NAME      the rack (paper-rack)\n"
-          "  --budget RULE    tokens attended per step\n"
-          "  --recall WHEN    same-step (the paper) or next-step\n"
-          "  --page N         tokens per page (32)\n"
-          "  --drift X, --correlation X, --seed N   of the page scores\n"
-          "  --set KEY=VALUE  a number of both machines\n"
-          "  --steps N, --layers N, --streams N     size of each point's sample\n"
-          "  --no-tornado     leaves out which assumption moves which claim\n"
-          "  --threads N      points at a time (one per CPU)\n"
-          "  --json           one JSON object on stdout\n",
-          file);
+    fputs(
+        "usage: nearkv sim paper [options]\n"
+        "Simulates every configuration of the paper's section 6 with one parameter set, and compares R1-R13.\n\n"
+        "  --out DIR        data (CSV) and figures 3, 8, 10-14 (gnuplot scripts; SVG, PNG where gnuplot is "
+        "installed) go there\n"
+        "  --machine NAME   the server (paper-server)\n"
+        "  --rack NAME      the rack (paper-rack)\n"
+        "  --budget RULE    tokens attended per step, or a rule (52*context^0.5)\n"
+        "  --recall WHEN    same-step, as the paper, or next-step (same-step)\n"
+        "  --page N         tokens per page (32)\n"
+        "  --drift X, --correlation X, --seed N   of the page scores\n"
+        "  --set KEY=VALUE  a number of both machines\n"
+        "  --steps N, --layers N, --streams N     size of each point's sample (4, at most the model's 4, by context)\n"
+        "  --no-tornado     leaves out which assumption moves which claim\n"
+        "  --threads N      points at a time (one per CPU)\n"
+        "  --json           one JSON object on stdout\n",
+        file);
 }
 
 static int read_valued(struct paper_options *o, const char *flag, const char *arg)
@@ -86,19 +87,51 @@ static int read_options(int argc, char **argv, struct paper_options *o)
 
 static void print_value(const struct nkv_sim_claim *claim, double value)
 {
-    if (claim->numeric)
+    if (isnan(value))
+        printf(" %10s", "-");
+    else if (claim->numeric)
         printf(" %10.4g", value);
     else
-        printf(" %10s", isnan(value) ? "-" : value > 0 ? "holds" : "does not");
+        printf(" %10s", value > 0 ? "holds" : "does not");
 }
 
-static const char *verdict_name(enum nkv_sim_verdict verdict)
+const char *sim_verdict_name(enum nkv_sim_verdict verdict)
 {
-    return verdict == NKV_SIM_REPRODUCED ? "reproduced" : "off";
+    static const char *const names[] = {
+        [NKV_SIM_REPRODUCED] = "reproduced", [NKV_SIM_OFF] = "off", [NKV_SIM_UNKNOWN] = "not simulated"};
+
+    return names[verdict];
+}
+
+/* The points that could not be simulated. returns: their number; *first_out: one of them, or NULL. */
+static uint32_t missing_points(const struct nkv_sim_paper *paper, const struct nkv_sim_point **first_out)
+{
+    uint32_t n = 0;
+
+    *first_out = NULL;
+    for (uint32_t i = 0; i < paper->n_points; i++)
+        if (paper->points[i].status < 0 && n++ == 0)
+            *first_out = &paper->points[i];
+    return n;
+}
+
+static void print_missing(const struct nkv_sim_paper *paper)
+{
+    const struct nkv_sim_point *first;
+    uint32_t n = missing_points(paper, &first);
+
+    if (n > 0)
+        printf(
+            "%u of %u points could not be simulated, nor claims about them; the first (%s, %u tokens, %s, %u GPUs, %u "
+            "PNM): %s\n",
+            n, paper->n_points, first->model, first->context_tokens, nkv_mode_name(first->mode), first->n_gpus,
+            first->n_pnm, first->error);
 }
 
 static void print_claims(const struct nkv_sim_paper *paper)
 {
+    const struct nkv_sim_point *first;
+
     printf("%-4s %-70s %10s %10s %6s  %s\n", "", "claim", "paper", "ours", "ratio", "verdict");
     for (uint32_t i = 0; i < paper->n_claims; i++) {
         const struct nkv_sim_claim *claim = &paper->claims[i];
@@ -106,17 +139,19 @@ static void print_claims(const struct nkv_sim_paper *paper)
         printf("%-4s %-70s", claim->id, claim->text);
         print_value(claim, claim->paper);
         print_value(claim, claim->ours);
-        if (claim->numeric)
-            printf(" %6.2f  %s\n", claim->ours / claim->paper, verdict_name(claim->verdict));
+        if (claim->numeric && claim->verdict != NKV_SIM_UNKNOWN)
+            printf(" %6.2f  %s\n", claim->ours / claim->paper, sim_verdict_name(claim->verdict));
         else
-            printf(" %6s  %s\n", "", verdict_name(claim->verdict));
+            printf(" %6s  %s\n", "", sim_verdict_name(claim->verdict));
         if (claim->verdict == NKV_SIM_OFF && *claim->note)
             printf("     %s\n", claim->note);
     }
-    printf("mean |log(ours/paper)| over the numbers of R1-R10: %.3f\n", paper->mean_abs_log);
-    printf("R3 by account:");
-    for (enum nkv_sim_account a = 0; a < NKV_SIM_ACCOUNT_COUNT; a++)
-        printf(" %s %.1f%s", nkv_sim_account_name(a), paper->energy_ratios[a],
+    print_missing(paper);
+    if (!isnan(paper->mean_abs_log))
+        printf("mean |log(ours/paper)| over the numbers of R1-R10%s: %.3f\n",
+               missing_points(paper, &first) ? " that are known" : "", paper->mean_abs_log);
+    for (enum nkv_sim_account a = 0; a < NKV_SIM_ACCOUNT_COUNT && !isnan(paper->energy_ratios[0]); a++)
+        printf("%s %s %.1f%s", a == 0 ? "R3 by account:" : "", nkv_sim_account_name(a), paper->energy_ratios[a],
                a + 1 < NKV_SIM_ACCOUNT_COUNT ? "," : "\n");
 }
 
@@ -128,14 +163,18 @@ static void print_assumptions(const struct nkv_sim_paper *paper, bool tornado)
                paper->assumptions[i].low, paper->assumptions[i].high, paper->assumptions[i].why);
     if (!tornado)
         return;
-    printf("\nwhat moves each claim most\n");
+    printf("\nwhat moves each claim most (from smaller samples than the claims above: %u layer, %u steps, %u sequence "
+           "with "
+           "scores per point; so an end that is the value chosen gives nearly, not exactly, the number above)\n",
+           paper->tornado_layers, paper->tornado_steps, paper->tornado_streams);
     for (uint32_t i = 0; i < paper->n_claims; i++) {
         const struct nkv_sim_claim *claim = &paper->claims[i];
         const struct nkv_sim_assumption *mover = &paper->assumptions[claim->mover];
 
-        if (isnan(claim->mover_low) || claim->mover_low == claim->mover_high)
-            printf("  %-4s %s\n", claim->id,
-                   isnan(claim->mover_low) ? "the rack is not varied" : "nothing within these ranges");
+        if (isnan(claim->mover_low))
+            printf("  %-4s %s\n", claim->id, isnan(claim->ours) ? "not simulated" : "the rack is not varied");
+        else if (claim->mover_low == claim->mover_high)
+            printf("  %-4s nothing within these ranges\n", claim->id);
         else
             printf("  %-4s %-26s %s: %.4g, %s: %.4g\n", claim->id, mover->name, mover->low, claim->mover_low,
                    mover->high, claim->mover_high);
@@ -151,7 +190,7 @@ static void print_adaptive(const struct nkv_sim_paper *paper)
         const struct nkv_sim_point *p = &paper->points[i];
         const struct nkv_sim_report *pnm = &paper->points[i - 2].report, *png = &paper->points[i - 1].report;
 
-        if (!p->adaptive || p->status < 0)
+        if (!p->adaptive || p->status < 0 || paper->points[i - 1].status < 0 || paper->points[i - 2].status < 0)
             continue;
         n++;
         n_worse += png->tokens_per_s < pnm->tokens_per_s;
@@ -172,10 +211,13 @@ static json_t *number_json(double value)
 static json_t *claim_json(const struct nkv_sim_claim *claim)
 {
     json_t *object = json_pack("{s:s, s:s, s:s, s:s}", "id", claim->id, "text", claim->text, "verdict",
-                               verdict_name(claim->verdict), "note", claim->note);
+                               sim_verdict_name(claim->verdict), "note", claim->note);
 
     json_object_set_new(object, "paper", claim->numeric ? json_real(claim->paper) : json_boolean(claim->paper > 0));
-    json_object_set_new(object, "ours", claim->numeric ? number_json(claim->ours) : json_boolean(claim->ours > 0));
+    if (claim->numeric || isnan(claim->ours))
+        json_object_set_new(object, "ours", number_json(claim->ours));
+    else
+        json_object_set_new(object, "ours", json_boolean(claim->ours > 0));
     return object;
 }
 
@@ -210,15 +252,20 @@ static int print_json(const struct paper_options *o, const struct nkv_sim_paper 
                       const struct nkv_sim_machine *server)
 {
     json_t *claims = json_array(), *energy = json_object();
+    const struct nkv_sim_point *first;
+    json_int_t n_missing = missing_points(paper, &first);
 
     for (uint32_t i = 0; i < paper->n_claims; i++)
         json_array_append_new(claims, claim_json(&paper->claims[i]));
     for (enum nkv_sim_account a = 0; a < NKV_SIM_ACCOUNT_COUNT; a++)
         json_object_set_new(energy, nkv_sim_account_name(a), number_json(paper->energy_ratios[a]));
-    return text_print_json(json_pack("{s:s, s:s, s:o, s:o, s:f, s:o, s:o}", "schema", "nearkv.sim.paper/1", "kind",
-                                     "simulated", "parameters", sim_shared_assumptions(&o->sim, server), "claims",
-                                     claims, "mean_abs_log", paper->mean_abs_log, "r3_by_account", energy,
-                                     "assumptions", assumptions_json(paper, !o->no_tornado)));
+    return text_print_json(json_pack(
+        "{s:s, s:s, s:o, s:o, s:o, s:o, s:{s:I, s:I, s:s?}, s:{s:I, s:I, s:I}, s:o}", "schema", "nearkv.sim.paper/1",
+        "kind", "simulated", "parameters", sim_shared_assumptions(&o->sim, server), "claims", claims, "mean_abs_log",
+        number_json(paper->mean_abs_log), "r3_by_account", energy, "points", "all", (json_int_t)paper->n_points,
+        "not_simulated", n_missing, "first_error", first ? first->error : NULL, "tornado_sample", "layers",
+        (json_int_t)paper->tornado_layers, "steps", (json_int_t)paper->tornado_steps, "streams",
+        (json_int_t)paper->tornado_streams, "assumptions", assumptions_json(paper, !o->no_tornado)));
 }
 
 /* ---- Main ---- */

@@ -99,11 +99,15 @@ static void print_mapping(const struct nkv_sim_config *c, const struct nkv_sim_r
 static void print_text(const struct sim_options *o, const struct nkv_sim_report *r)
 {
     const struct nkv_sim_config *c = &o->config;
+    char limited[64] = "";
 
+    if (c->batch == 0 && r->n_fit > r->batch)
+        snprintf(limited, sizeof limited, " (the most a batch can be; %u fit)", r->n_fit);
     printf("simulated: %s, %s, %u tokens, %s, %u GPUs + %u PNM devices\n", o->machine, c->model.name, c->context_tokens,
            nkv_mode_name(c->mode), c->n_gpus, c->n_pnm);
-    printf("batch           %u requests, budget %u tokens, %u of them on the GPUs; %.0f %% of the KV capacity\n",
-           r->batch, r->budget_tokens, r->steady_tokens, 100 * r->kv_capacity_used);
+    printf("batch           %u requests%s, budget %s%u tokens, %u of them on the GPUs; %.0f %% of the KV capacity\n",
+           r->batch, limited, c->mode == NKV_MODE_FULL ? "all " : "", r->budget_tokens, r->steady_tokens,
+           100 * r->kv_capacity_used);
     printf("throughput      %.1f tokens/s, step %.3f ms\n", r->tokens_per_s, r->step_ms);
     for (enum nkv_sim_part p = 0; p < NKV_SIM_PART_COUNT; p++)
         if (r->breakdown_ms[p] > 0 || r->busy_ms[p] > 0)
@@ -165,12 +169,13 @@ static int print_json(const struct sim_options *o, const struct nkv_sim_machine 
         "usd_per_mtoken", r->usd_per_mtoken, "full_cost", "usd_per_hour", r->full_usd_per_hour, "tokens_per_usd",
         r->full_tokens_per_usd, "usd_per_mtoken", r->full_usd_per_mtoken);
 
-    json_object_update_new(
-        object, json_pack("{s:f, s:f, s:I, s:f, s:f, s:f, s:o, s:o}", "recalled_pages_per_layer_request",
-                          r->recalled_pages, "recalled_pages_error", r->recalled_pages_error, "samples",
-                          (json_int_t)r->n_samples, "steady_hit_ratio", r->steady_hit, "link_bytes_per_token",
-                          r->link_bytes_per_token, "recall_bytes_per_token", r->recall_bytes_per_token, "mapping",
-                          mapping_json(&o->config, r), "assumptions", sim_assumptions(o, machine)));
+    json_object_update_new(object, json_pack("{s:I, s:f, s:f, s:I, s:f, s:f, s:f, s:o, s:o}", "requests_that_fit",
+                                             (json_int_t)r->n_fit, "recalled_pages_per_layer_request",
+                                             r->recalled_pages, "recalled_pages_error", r->recalled_pages_error,
+                                             "samples", (json_int_t)r->n_samples, "steady_hit_ratio", r->steady_hit,
+                                             "link_bytes_per_token", r->link_bytes_per_token, "recall_bytes_per_token",
+                                             r->recall_bytes_per_token, "mapping", mapping_json(&o->config, r),
+                                             "assumptions", sim_assumptions(o, machine, r)));
     return text_print_json(object);
 }
 

@@ -16,7 +16,7 @@
 
 #define MAX_AXES    32u
 #define MAX_POINTS  1000000u
-#define ERROR_BYTES 160u
+#define ERROR_BYTES 512u /* of a message of the library */
 
 /* One option and its values; of --set, "key=" before each. */
 struct axis {

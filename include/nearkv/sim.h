@@ -95,7 +95,7 @@ struct nkv_sim_config {
     /* Devices that share a sequence; groups share the batch. 0: all, in tp at most one per KV head. Must divide n_pnm,
      * in tp the KV heads too. */
     uint32_t mapping_group;
-    uint32_t batch;  /* 0: as many as admission takes */
+    uint32_t batch;  /* 0: as many as admission takes, at most 4096 */
     char budget[64]; /* tokens, or a rule: "context/4", "0.3*context", "4096" */
     double steady;   /* png: share of the budget kept on the GPUs; NAN: GPUs/(GPUs+PNM); -1: the best modelled one */
     uint32_t page_tokens; /* default 32 */
@@ -112,7 +112,7 @@ struct nkv_sim_config {
      */
     bool in_flight_prefill;
     uint32_t n_steps;  /* measured; default 4 */
-    uint32_t n_layers; /* simulated, the rest scaled; default 4 */
+    uint32_t n_layers; /* simulated, the rest scaled; at most the model's; default 4 */
     uint32_t
         n_streams; /* sequences per layer that have page scores of their own; 0: from 4 down to 1 as contexts grow */
     uint64_t seed;
@@ -153,7 +153,11 @@ enum nkv_sim_account {
 NKV_API const char *nkv_sim_account_name(enum nkv_sim_account account);
 
 struct nkv_sim_report {
-    uint32_t batch, budget_tokens, steady_tokens;
+    uint32_t batch;
+    uint32_t n_fit; /* requests that fit; more than batch where fewer are asked for, or than a context can have */
+    uint32_t tp;    /* GPUs of a tensor-parallel group */
+    uint32_t budget_tokens; /* attended per step; mode full: all of the context */
+    uint32_t steady_tokens;
     double tokens_per_s, step_ms;
     double breakdown_ms[NKV_SIM_PART_COUNT]; /* sums to step_ms */
     double busy_ms[NKV_SIM_PART_COUNT];      /* per step, all resources of that part together: may exceed step_ms */
@@ -251,12 +255,13 @@ struct nkv_sim_point {
     bool rack;     /* on the rack, else in the server */
     int status;    /* < 0: it could not be simulated, see error */
     struct nkv_sim_report report;
-    char error[256];
+    char error[512];
 };
 
 enum nkv_sim_verdict {
     NKV_SIM_REPRODUCED, /* a number within 25 %, or a statement that holds */
     NKV_SIM_OFF,        /* a number farther away, or a statement that does not hold */
+    NKV_SIM_UNKNOWN,    /* not every point that the claim is about could be simulated: ours is NAN */
 };
 
 /* One number or statement of the paper (docs/simulator.md, R1-R13). */
@@ -267,7 +272,7 @@ struct nkv_sim_claim {
     enum nkv_sim_verdict verdict;
     const char *note;             /* "", or why it cannot hold together with others */
     uint32_t mover;               /* the assumption that moves it most */
-    double mover_low, mover_high; /* ours with that assumption at its low and high end */
+    double mover_low, mover_high; /* ours with that assumption at its low and high end; NAN: none was varied for it */
 };
 
 /* What the paper leaves open, or what decides its numbers: the value chosen and the range of the tornado table. */
@@ -282,8 +287,11 @@ struct nkv_sim_paper {
     struct nkv_sim_claim *claims;
     struct nkv_sim_point *points;
     struct nkv_sim_assumption *assumptions;
-    double *tornado;     /* [n_assumptions][2][n_claims]: claims with an assumption at its low and high end */
-    double mean_abs_log; /* over the numbers of R1-R10 */
+    double *tornado; /* [n_assumptions][2][n_claims]: claims with an assumption at its low and high end */
+    /* The sample behind each of those, smaller than that of the claims: with an assumption at its chosen value they
+     * differ from the claims by the two samples' difference. */
+    uint32_t tornado_layers, tornado_steps, tornado_streams;
+    double mean_abs_log;                         /* over the numbers of R1-R10 that are known; NAN: none is */
     double energy_ratios[NKV_SIM_ACCOUNT_COUNT]; /* R3 in every account */
 };
 

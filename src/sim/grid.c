@@ -132,6 +132,8 @@ static void simulate(const struct sim_grid_run *run, struct nkv_sim_point *point
     if (point->adaptive)
         config.steady = -1;
     point->status = nkv_sim_model_open(point->model, &config.model);
+    if (config.n_layers > config.model.n_layers)
+        config.n_layers = config.model.n_layers;
     if (point->status == 0)
         point->status = nkv_sim_run(&config, &point->report);
     if (point->status < 0)

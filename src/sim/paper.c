@@ -38,6 +38,11 @@ static const struct {
 
 #define N_ASSUMPTIONS (sizeof table / sizeof *table)
 
+/* The tornado table's sample. */
+#define TORNADO_LAYERS  1u
+#define TORNADO_STEPS   2u
+#define TORNADO_STREAMS 1u
+
 void nkv_sim_paper_config_init(struct nkv_sim_config *config)
 {
     nkv_sim_config_init(config);
@@ -102,9 +107,9 @@ static int run_end(const struct sim_grid_run *base, uint32_t i, const char *valu
     struct nkv_sim_machine *server = NULL;
     int status;
 
-    run.config.n_layers = 1;
-    run.config.n_steps = 2;
-    run.config.n_streams = 1;
+    run.config.n_layers = TORNADO_LAYERS;
+    run.config.n_steps = TORNADO_STEPS;
+    run.config.n_streams = TORNADO_STREAMS;
     if (is_key(i)) {
         TRY(changed_machine(base->server, table[i].name, value, &server));
         run.server = server;
@@ -126,6 +131,7 @@ static void find_movers(struct nkv_sim_paper *paper)
         struct nkv_sim_claim *claim = &paper->claims[c];
         double widest = -1;
 
+        claim->mover_low = claim->mover_high = NAN;
         for (uint32_t i = 0; i < paper->n_assumptions; i++) {
             double low = paper->tornado[2 * i * paper->n_claims + c];
             double high = paper->tornado[(2 * i + 1) * paper->n_claims + c];
@@ -170,6 +176,9 @@ static int alloc_parts(struct nkv_sim_paper *paper)
 {
     paper->n_claims = sim_n_claims;
     paper->n_assumptions = N_ASSUMPTIONS;
+    paper->tornado_layers = TORNADO_LAYERS;
+    paper->tornado_steps = TORNADO_STEPS;
+    paper->tornado_streams = TORNADO_STREAMS;
     TRY(nkv_alloc(sim_n_claims, sizeof *paper->claims, &paper->claims));
     TRY(nkv_alloc(N_ASSUMPTIONS, sizeof *paper->assumptions, &paper->assumptions));
     return nkv_alloc(2 * N_ASSUMPTIONS * sim_n_claims, sizeof *paper->tornado, &paper->tornado);

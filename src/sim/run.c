@@ -478,7 +478,11 @@ static void report_recall(const struct sim_run *r, struct nkv_sim_report *report
 static int run_report(struct sim_run *r, struct nkv_sim_report *report_out)
 {
     struct nkv_sim_report report = {.batch = r->work.batch,
-                                    .budget_tokens = r->work.budget_tokens,
+                                    .n_fit = r->work.n_fit,
+                                    .tp = r->work.tp,
+                                    .budget_tokens = r->work.config->mode == NKV_MODE_FULL
+                                                         ? r->work.kept_tokens + r->work.n_steps
+                                                         : r->work.budget_tokens,
                                     .steady_tokens = r->work.n_slots * r->work.shape.page_tokens};
     struct sim_step step;
 

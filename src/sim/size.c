@@ -20,6 +20,7 @@
 #include "sim/model.h"
 
 #define STREAM_PAGES 16384u
+#define SIM_GPUS_MAX 4096u
 
 double sim_layer_parameters(const struct nkv_sim_model *m)
 {
@@ -75,7 +76,7 @@ static int check_config(const struct nkv_sim_config *c)
     if ((unsigned)c->mode >= NKV_MODE_COUNT)
         FAIL(NKV_EINVAL, "mode is %d: it must be below %d", (int)c->mode, NKV_MODE_COUNT);
     TRY(check_range("context", c->context_tokens, 64, 1u << 28));
-    TRY(check_range("GPUs", c->n_gpus, 1, 4096));
+    TRY(check_range("GPUs", c->n_gpus, 1, SIM_GPUS_MAX));
     TRY(check_range("PNM devices", c->n_pnm, 0, 8192));
     TRY(check_range("batch", c->batch, 0, SIM_BATCH_MAX));
     TRY(check_range("page tokens", c->page_tokens, 1, NKV_MAX_PAGE_TOKENS));
@@ -99,12 +100,24 @@ static int check_config(const struct nkv_sim_config *c)
     return 0;
 }
 
+/* GPUs of a group when there are n_gpus. */
+static uint32_t group_of(const struct sim_work *w, uint32_t n_gpus)
+{
+    return w->config->tp ? w->config->tp : min_u32(n_gpus, (uint32_t)w->values->node.gpus_per_node);
+}
+
+static bool splits(const struct sim_work *w, uint32_t n_gpus)
+{
+    uint32_t group = group_of(w, n_gpus);
+
+    return n_gpus % group == 0 && w->config->model.n_heads % group == 0;
+}
+
 static int split_gpus(struct sim_work *w)
 {
     const struct nkv_sim_config *c = w->config;
-    uint32_t node = (uint32_t)w->values->node.gpus_per_node;
 
-    w->tp = c->tp ? c->tp : min_u32(c->n_gpus, node);
+    w->tp = group_of(w, c->n_gpus);
     if (w->tp > c->n_gpus || c->n_gpus % w->tp)
         FAIL(NKV_EINVAL, "%u GPUs do not split into groups of %u", c->n_gpus, w->tp);
     w->pp = c->n_gpus / w->tp;
@@ -159,6 +172,27 @@ static double weight_bytes(const struct sim_work *w)
     return ((double)nkv_sim_model_parameters(m) + embedding) * w->config->weight_bytes;
 }
 
+/* Names the first number of GPUs that has room and splits into groups. */
+static int too_few_gpus(const struct sim_work *w, double weights, double one)
+{
+    const struct nkv_sim_config *c = w->config;
+    double least = ceil(weights / one);
+    uint32_t n = (uint32_t)fmin(least, SIM_GPUS_MAX + 1.0);
+
+    while (n <= SIM_GPUS_MAX && !splits(w, n))
+        n++;
+    if (least > SIM_GPUS_MAX)
+        FAIL(NKV_ENOSPC, "the weights of %s take %.1f GB, more than %u GPUs have for them", c->model.name,
+             weights / 1e9, SIM_GPUS_MAX);
+    if (n > SIM_GPUS_MAX)
+        FAIL(NKV_ENOSPC,
+             "the weights of %s take %.1f GB, %u GPUs have %.1f GB for them: use at least %.0f GPUs, in groups that "
+             "split them and %u heads",
+             c->model.name, weights / 1e9, c->n_gpus, c->n_gpus * one / 1e9, least, c->model.n_heads);
+    FAIL(NKV_ENOSPC, "the weights of %s take %.1f GB, %u GPUs have %.1f GB for them: use at least %u GPUs",
+         c->model.name, weights / 1e9, c->n_gpus, c->n_gpus * one / 1e9, n);
+}
+
 static int size_memory(struct sim_work *w)
 {
     const struct nkv_sim_config *c = w->config;
@@ -166,8 +200,7 @@ static int size_memory(struct sim_work *w)
     double pool = c->n_gpus * one - weights;
 
     if (pool < 0)
-        FAIL(NKV_ENOSPC, "the weights of %s take %.1f GB, %u GPUs have %.1f GB for them: use at least %.0f GPUs",
-             c->model.name, weights / 1e9, c->n_gpus, c->n_gpus * one / 1e9, ceil(weights / one));
+        return too_few_gpus(w, weights, one);
     w->pool_bytes = (uint64_t)(pool * w->share);
     w->device_bytes = c->n_pnm ? (uint64_t)(w->values->pnm.memory_capacity * w->share) : w->pool_bytes;
     return 0;
@@ -182,7 +215,11 @@ static int request_bytes(struct sim_work *w)
     if (w->config->mapping == NKV_SIM_CP) /* of the pages, the larger share */
         n_tokens = ((n_tokens + page - 1) / page + w->group - 1) / w->group * page;
     TRY(nkv_kv_estimate(&part, n_tokens, &estimate));
-    w->request_bytes = w->config->mode == NKV_MODE_FULL ? estimate.kv_bytes : estimate.total_bytes;
+    if (w->config->mode == NKV_MODE_FULL) { /* keeps no digests */
+        estimate.total_bytes -= estimate.digest_bytes;
+        estimate.digest_bytes = 0;
+    }
+    w->request_bytes = estimate.total_bytes;
     if (w->config->mode != NKV_MODE_RECALL && w->request_bytes > w->device_bytes)
         FAIL(NKV_ENOSPC,
              "%s of %u tokens takes %.1f GB (pages %.1f, digests %.1f) and %s has %.1f GB: not one fits, %.1f "
@@ -229,10 +266,8 @@ static int size_batch(struct sim_work *w)
              (double)w->pool_bytes / w->share / 1e9, w->budget_tokens);
     if (c->batch > most)
         FAIL(NKV_ENOSPC, "a batch of %u: at most %llu requests fit", c->batch, (unsigned long long)most);
-    if (c->batch == 0 && most > SIM_BATCH_MAX)
-        FAIL(NKV_EINVAL, "%llu requests fit, more than a batch can be: give a batch of at most %u",
-             (unsigned long long)most, SIM_BATCH_MAX);
-    w->batch = c->batch ? c->batch : (uint32_t)most;
+    w->n_fit = (uint32_t)(most < UINT32_MAX ? most : UINT32_MAX);
+    w->batch = c->batch ? c->batch : min_u32(w->n_fit, SIM_BATCH_MAX);
     if (c->mode == NKV_MODE_RECALL) /* plain memory is as large as the GPUs' batch needs */
         w->device_bytes = w->request_bytes * ((w->batch + w->n_devices - 1) / w->n_devices);
     return 0;
@@ -290,8 +325,10 @@ int sim_work_size(const struct nkv_sim_config *config, struct sim_trace *trace, 
     TRY(sim_machine_check(config->machine));
     TRY(sim_model_check(m));
     TRY(match_trace(w));
+    if (config->n_layers > m->n_layers)
+        FAIL(NKV_EINVAL, "%u simulated layers, which stand for all: %s has %u", config->n_layers, m->name, m->n_layers);
     w->values = &config->machine->values;
-    w->shape = (struct nkv_kv_shape){.n_layers = min_u32(config->n_layers, m->n_layers),
+    w->shape = (struct nkv_kv_shape){.n_layers = config->n_layers,
                                      .n_heads = m->n_heads,
                                      .n_kv_heads = m->n_kv_heads,
                                      .head_dim = m->head_dim,

@@ -29,6 +29,7 @@ struct sim_work {
     uint32_t budget_tokens, budget_pages;
     uint32_t sink_pages, recent_pages;
     uint32_t batch, n_slots;           /* n_slots: resident pages per sequence, layer and unit */
+    uint32_t n_fit;                    /* requests that fit */
     uint32_t n_prompts;                /* computed within each step */
     double share;                      /* of the layers that are simulated */
     uint64_t device_bytes, pool_bytes; /* capacity of a device, and of the GPUs for pages, for the simulated layers */

@@ -8,6 +8,7 @@ cd "$tmp"
 PYTHONPATH=$NKV_SOURCE_DIR/tests/cli python3 - <<'PY'
 import csv
 import json
+import re
 import subprocess
 
 from check import NEARKV, SOURCE, fields, run
@@ -22,12 +23,13 @@ mapping = {'kv_parallel': str, 'group': int, 'auto': {'whole': int, 'spread': in
 assumptions = report.pop('assumptions')
 fields(report, {'schema': str, 'kind': str, 'tokens_per_s': float, 'step_ms': float, 'batch': int, 'budget_tokens': int,
                 'steady_tokens': int, 'breakdown_ms': parts, 'busy_ms': parts, 'utilisation': {'gpu': float, 'pnm': float},
-                'energy_j_per_token': accounts, 'usd_per_hour': float, 'tokens_per_usd': float, 'usd_per_mtoken': float,
+                'requests_that_fit': int, 'energy_j_per_token': accounts, 'usd_per_hour': float, 'tokens_per_usd': float, 'usd_per_mtoken': float,
                 'full_cost': {'usd_per_hour': float, 'tokens_per_usd': float, 'usd_per_mtoken': float},
                 'recalled_pages_per_layer_request': float, 'recalled_pages_error': float, 'samples': int,
                 'steady_hit_ratio': float, 'link_bytes_per_token': float, 'recall_bytes_per_token': float, 'mapping': mapping})
 assert report['schema'] == 'nearkv.sim/1' and report['kind'] == 'simulated'
-assert report['batch'] == 96
+assert report['batch'] == report['requests_that_fit'] == 96
+assert [assumptions[key] for key in ['batch', 'tp', 'kv_group', 'layers']] == [96, 2, 1, 4]  # used, not 0
 assert abs(sum(report['breakdown_ms'].values()) - report['step_ms']) < 1e-6 * report['step_ms']
 assert assumptions['machine']['pnm.memory_bandwidth']['source']
 # $/h: 2 A100 and 8 cards, the paper's table
@@ -69,6 +71,32 @@ for batch, name in [('max', 'dp'), (1, 'cp')]:
     assert same['mapping'].pop('auto') == {'whole': 0, 'spread': 0} and same['assumptions'].pop('kv_parallel') == name
     assert auto == same
 
+# short contexts: as many as a batch can be; mode full: all of the context
+most, _ = run('sim', 'run', '--model', 'llama-3.1-8b', '--context', 512, '--pnm', 64, '--json', *quick)
+assert most['batch'] == most['assumptions']['batch'] == 4096 < most['requests_that_fit']
+text = subprocess.run([NEARKV, 'sim', 'run', '--model', 'llama-3.1-8b', '--context', '512', '--pnm', '64', *map(str, quick)],
+                      capture_output=True, text=True).stdout
+assert f"4096 requests (the most a batch can be; {most['requests_that_fit']} fit)" in text, text
+full, _ = run('sim', 'run', '--pnm', 0, '--mode', 'full', '--context', 16384, '--json', *quick)
+assert full['budget_tokens'] == 16384
+
+# every key that may be left out is in the table of the documentation, with nothing else
+with open(f'{SOURCE}/src/sim/machine_keys.c') as file:
+    keys = re.findall(r'\{"(\w+\.\w+)", \w+, [^,]+, [^,]+, ([^,]+),', file.read())
+with open(f'{SOURCE}/docs/simulator.md') as file:
+    listed = file.read().split('| optional key |')[1].split('\n\n')[0]
+assert len(keys) > 50 and set(re.findall(r'`(\w+\.\w+)`', listed)) == {name for name, fallback in keys if fallback != 'NAN'}
+# and every field of run --json is in the man page
+with open(f'{SOURCE}/man/nearkv-sim.1') as file:
+    manual = file.read().split('.SH JSON OF RUN')[1].split('.SH EXIT STATUS')[0]
+assert [name for name in [*report, *parts, *accounts, *mapping, *mapping['per_token_and_layer']] if name not in manual] == []
+
+# the remedy for weights that do not fit is one
+for given, works in [(2, 16), (8, 16)]:
+    _, said = run('sim', 'run', '--model', 'llama-3.1-405b', '--gpus', given, *quick, status=1)
+    assert f'use at least {works} GPUs' in said, said
+run('sim', 'run', '--model', 'llama-3.1-405b', '--gpus', 16, '--batch', 1, '--json', *quick)
+
 # a GGUF header and a YAML shape
 model, _ = run('sim', 'run', '--model', f'{SOURCE}/tests/fixtures/model/llama.gguf', '--context', 1024, '--gpus', 1, '--pnm', 1,
                '--batch', 1, '--budget', 256, '--json', *quick)
@@ -77,6 +105,8 @@ with open('model.yaml', 'w') as file:
     file.write('name: toy\nn_layers: 2\nhidden: 512\nn_heads: 8\nn_kv_heads: 2\nhead_dim: 64\nffn: 1024\nvocab: 1000\ntied: false\n')
 toy, _ = run('sim', 'run', '--model', 'model.yaml', '--context', 4096, '--gpus', 1, '--pnm', 1, '--batch', 2, '--json', *quick)
 assert toy['batch'] == 2
+toy, _ = run('sim', 'run', '--model', 'model.yaml', '--context', 4096, '--gpus', 1, '--pnm', 1, '--batch', 2, '--json')
+assert toy['assumptions']['layers'] == 2  # all there are
 
 # more bandwidth by --set
 fast, _ = run('sim', 'run', '--set', 'pnm.memory_bandwidth=4.4 TB/s', '--set', 'pnm.compute_rate=33 TFLOP/s', '--json')
@@ -93,7 +123,7 @@ assert rows == sweep(*common, '--threads', 1)
 assert len(rows) == 16 and all(None not in row and None not in row.values() for row in rows)
 assert [row['mode'] for row in rows[:9]] == ['pnm'] * 8 + ['png']
 assert all((row['status'] == 'ok') == (row['context'] == '128K') for row in rows)
-assert all('not one fits' in row['status'] for row in rows if row['context'] == '8M')
+assert all('not one fits' in row['status'] and row['status'].endswith('are missing') for row in rows if row['context'] == '8M')
 sweep('--context', '8M', *quick, status=1)
 rows = sweep('--mode', 'pnm', '--kv-parallel', 'dp,tp,cp', '--pnm', 4, '--context', '128K,2M', '--batch', 1, *quick)
 assert [row['status'] == 'ok' for row in rows] == [True, False, True, True, True, True]
@@ -129,7 +159,10 @@ expect 2 'raise the budget' run --budget 64
 expect 2 'raise the budget' run --budget 64 --mode recall
 expect 2 'how many tokens a request generates' run --prefill in-flight
 expect 2 '64 steps in a context of 64 tokens' run --context 64 --steps 64
-expect 2 'at most 4096' run --model llama-3.1-8b --context 1024 --pnm 512
+expect 2 'llama-3.1-70b has 80' run --layers 1000
+expect 2 '--drift with --trace' run --trace nothing --drift 0.2
+expect 2 '--seed with --trace' run --seed 2 --trace nothing
+expect 2 '--correlation with --trace' sweep --trace nothing --correlation 0.5
 expect 2 'must not be more than gpu.busy_power' run --set 'gpu.idle_power=900 W'
 expect 2 'must not be more than gpu.busy_power' paper --set 'gpu.idle_power=900 W'
 expect 2 'must not be more than gpu.busy_power' validate --no-self --set 'gpu.idle_power=900 W'
@@ -139,6 +172,7 @@ expect 2 '--weights int3' run --weights int3
 expect 1 'llama-3.1-8b' run --model nothing
 expect 1 'paper-server' run --machine nothing
 expect 1 'not one' run --context 8M
+expect 1 'takes 42.9 GB (pages 42.9, digests 0.0)' run --pnm 0 --mode full
 expect 1 'use at least' run --model llama-3.1-405b --gpus 2
 expect 1 '/nonexistent/t.json' run --timeline /nonexistent/t.json --batch 1
 expect 1 '/nonexistent/sweep.csv' sweep --batch 1 --out /nonexistent/sweep.csv

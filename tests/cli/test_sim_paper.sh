@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 
-from check import SOURCE, fields, run
+from check import NEARKV, SOURCE, fields, run
 
 tmp = sys.argv[1]
 path = os.environ['PATH']
@@ -24,7 +24,7 @@ NAMES = [f'fig{n}_{name}' for n, name in FIGURES.items()]
 PARTS = ['fc', 'allreduce', 'score', 'topk', 'attend_pnm', 'attend_gpu', 'recall', 'link', 'append', 'other']
 ACCOUNTS = ['activity', 'power_time', 'paper', 'power_busy']
 SMALL = ['--no-tornado', '--layers', 1, '--steps', 1, '--streams', 1, '--threads', 2, '--json']
-FEW = [*SMALL, '--set', 'pnm.memory_capacity=1 GB']  # hardly a point fits: quick
+FEW = [*SMALL, '--page', 256, '--set', 'pnm.memory_capacity=1 GB']  # hardly a point fits: quick
 
 
 def with_gnuplot(text):
@@ -60,7 +60,9 @@ assert said.count('\n') == 1 and 'gnuplot-nox' in said and out in said, said
 assert sorted(os.listdir(out)) == sorted([f'{n}.csv' for n in NAMES + ['points', 'claims']] + [f'fig{n}.gp' for n in FIGURES])
 
 fields(got, {'schema': str, 'kind': str, 'parameters': dict, 'claims': list, 'mean_abs_log': float, 'r3_by_account': dict,
-             'assumptions': list})
+             'points': {'all': int, 'not_simulated': int, 'first_error': type(None)},
+             'tornado_sample': {'layers': int, 'steps': int, 'streams': int}, 'assumptions': list})
+assert got['points'] == {'all': 112, 'not_simulated': 0, 'first_error': None}
 assert got['schema'] == 'nearkv.sim.paper/1' and got['kind'] == 'simulated' and len(got['claims']) == 16
 assert got['parameters']['layers'] == 1 and got['parameters']['machine']['name'] == 'paper-server'
 assert set(got['r3_by_account']) == set(ACCOUNTS) and got['mean_abs_log'] > 0
@@ -130,15 +132,34 @@ for n, name in FIGURES.items():
 
 # gnuplot runs in DIR with the script's name alone; its failure is ours, and old pictures do not stay beside new data.
 log = f'{tmp}/log'
-with_gnuplot(f'echo "$PWD $*" >>{log}\nif [ "$2" = fig11.gp ]; then echo no such terminal >&2; exit 3; fi\n: >"$2.drawn"')
+with_gnuplot(f'echo "$PWD $*" >>{log}\nif [ "$2" = fig13.gp ]; then echo no such terminal >&2; exit 3; fi\n: >"$2.drawn"')
 for name in NAMES:
     with open(f'{tmp}/moved/{name}.png', 'w') as file:
         file.write('old')
 _, said = run('sim', 'paper', *FEW, '--out', f'{tmp}/moved', status=1)
-assert 'fig11.gp' in said and 'exit 3' in said and 'no such terminal' in said and said.count('\n') == 1, said
+assert 'fig13.gp' in said and 'exit 3' in said and 'no such terminal' in said and said.count('\n') == 2, said
 with open(log) as file:
-    assert file.read().splitlines() == [f'{tmp}/moved -d fig{n}.gp' for n in ('03', '08', '10', '11')]
+    assert file.read().splitlines() == [f'{tmp}/moved -d fig{n}.gp' for n in ('03', '12', '13')]
 assert not [name for name in os.listdir(f'{tmp}/moved') if name.endswith(('.png', '.svg', '.part'))]
+
+# Points that could not be simulated: no claim about them, no number in their place, no figure of nothing.
+left_out = ['fig08_steady', 'fig10_throughput', 'fig11_energy']
+assert said.splitlines()[0].endswith('could be simulated (the column status of their CSV says why): ' + ', '.join(left_out)), said
+assert [n for n in FIGURES if not os.path.exists(f'{tmp}/moved/fig{n}.gp')] == ['08', '10', '11']
+assert all(row['status'] == 'ok' or row['status'].endswith('are missing') for row in table(f'{tmp}/moved', 'points'))
+os.environ['PATH'] = path
+few, said = run('sim', 'paper', *FEW, *(['--out', f'{tmp}/few'] if shutil.which('gnuplot') else []))
+assert said.count('\n') <= 1, said
+known = {c['id'] for c in few['claims'] if c['verdict'] != 'not simulated'}
+assert known == {'R1a', 'R9'} and all((c['ours'] is None) == (c['id'] not in known) for c in few['claims']), few['claims']
+assert few['points']['not_simulated'] > 0 and 'not one fits' in few['points']['first_error']
+assert few['mean_abs_log'] > 0 and set(few['r3_by_account'].values()) == {None}
+done = subprocess.run([NEARKV, 'sim', 'paper', *(str(x) for x in FEW if x not in ('--no-tornado', '--json'))], capture_output=True, text=True)
+assert done.returncode == 0 and not re.search(r'\b(nan|inf)\b', done.stdout), done
+assert len(re.findall('^R.* not simulated$', done.stdout, re.M)) == 14 and 'points could not be simulated' in done.stdout, done
+# The tornado's samples are smaller, and the R8 note says what its numbers are of.
+assert 'from smaller samples than the claims above: 1 layer, 2 steps' in done.stdout and '  R5   not simulated' in done.stdout, done
+assert 'with the default parameters' in next(c['note'] for c in got['claims'] if c['id'] == 'R8')
 
 # What cannot be written is named: a directory in the place of a file; before the simulation, DIR.
 os.remove(f'{tmp}/moved/fig14_cost.csv')

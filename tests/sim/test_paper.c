@@ -183,8 +183,37 @@ static void claims_follow_the_points(void **state)
     sim_claims_evaluate(&grid, claims);
     for (uint32_t i = 0; i < 3; i++) {
         assert_true(isnan(claims[i].ours));
-        assert_int_equal(claims[i].verdict, NKV_SIM_OFF);
+        assert_int_equal(claims[i].verdict, NKV_SIM_UNKNOWN);
     }
+    assert_true(isnan(sim_claims_error(claims)));
+    free(grid.points);
+}
+
+/* Of the points with one PNM device none: what is about all numbers of devices is unknown, the rest is as before. */
+static void claims_need_all_their_points(void **state)
+{
+    const struct shared *s = *state;
+    struct sim_grid grid = {.n_points = s->paper->n_points, .max_points = s->paper->n_points};
+    struct nkv_sim_claim claims[32];
+    static const char *const about[] = {"R5", "R6", "R7a", "R7b", "R8", "R11", "R12"};
+
+    grid.points = calloc(grid.n_points, sizeof *grid.points);
+    memcpy(grid.points, s->paper->points, grid.n_points * sizeof *grid.points);
+    for (uint32_t i = 0; i < grid.n_points; i++)
+        if (grid.points[i].n_pnm == 1)
+            grid.points[i].status = NKV_ENOSPC;
+    sim_claims_evaluate(&grid, claims);
+    for (uint32_t i = 0; i < sim_n_claims; i++) {
+        bool missing = false;
+
+        for (size_t k = 0; k < sizeof about / sizeof *about; k++)
+            missing |= strcmp(claims[i].id, about[k]) == 0;
+        assert_int_equal(claims[i].verdict == NKV_SIM_UNKNOWN, missing);
+        assert_int_equal(isnan(claims[i].ours), missing);
+        if (!missing)
+            rig_near(claims[i].ours, s->paper->claims[i].ours, 1e-12);
+    }
+    assert_true(sim_claims_error(claims) > 0);
     free(grid.points);
 }
 
@@ -202,7 +231,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_point_is_simulated), cmocka_unit_test(claims_are_near_the_paper),
         cmocka_unit_test(r8_excludes_others),       cmocka_unit_test(the_adaptive_share_never_loses_to_pnm),
-        cmocka_unit_test(claims_follow_the_points), cmocka_unit_test(it_can_be_stopped),
+        cmocka_unit_test(claims_follow_the_points), cmocka_unit_test(claims_need_all_their_points),
+        cmocka_unit_test(it_can_be_stopped),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
