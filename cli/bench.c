@@ -37,7 +37,7 @@ int bench_main(int argc, char **argv)
     for (size_t i = 0; argc > 1 && i < sizeof benches / sizeof *benches; i++) {
         if (strcmp(argv[1], benches[i].name) != 0)
             continue;
-        argv[1] = argv[0];           /* getopt's messages begin with it */
+        argv[1] = argv[0]; /* getopt's messages begin with it */
         return parallel_bench(argc - 1, argv + 1, benches[i].main);
     }
     if (argc > 1)
