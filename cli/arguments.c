@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include "arguments.h"
 
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -14,34 +15,62 @@
 
 #define MAX_LETTERS 16u
 
-/* "m:f:" of the options that have a letter. */
-static void list_letters(const struct option *options, char letters[2 * MAX_LETTERS + 1])
+/* "m:f:" of the options that have a letter, and h. */
+static void list_letters(const struct option *options, char letters[2 * MAX_LETTERS + 2])
 {
     size_t n = 0;
 
     for (; options->name && n + 2 <= 2 * MAX_LETTERS; options++) {
-        if (options->val < 'a' || options->val > 'z')
+        int letter = options->val & ~ARGUMENTS_REPEATS;
+
+        if (letter < 'a' || letter > 'z')
             continue;
-        letters[n++] = (char)options->val;
+        letters[n++] = (char)letter;
         if (options->has_arg == required_argument)
             letters[n++] = ':';
     }
+    letters[n++] = 'h';
     letters[n] = '\0';
 }
 
-int arguments_options(int argc, char **argv, const char *usage, const struct option *options, int help,
+/* That the option is there, in seen, a bit for each of the table. returns: CLI_OK, or CLI_USAGE: it was before. */
+static int check_once(const struct option *options, int flag, uint64_t *seen)
+{
+    uint32_t i = 0;
+
+    while (options[i].name && (options[i].val & ~ARGUMENTS_REPEATS) != flag)
+        i++;
+    if (!options[i].name || options[i].has_arg == no_argument || options[i].val & ARGUMENTS_REPEATS)
+        return CLI_OK;
+    if (*seen >> i & 1)
+        return cli_usage("-%s%s is given twice: give it once", options[i].name[1] ? "-" : "", options[i].name);
+    *seen |= UINT64_C(1) << i;
+    return CLI_OK;
+}
+
+bool arguments_is_help(const char *word)
+{
+    return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
+}
+
+int arguments_options(int argc, char **argv, const struct arguments *arguments,
                       int (*read_flag)(int flag, const char *arg, void *read_arg), void *read_arg)
 {
-    char letters[2 * MAX_LETTERS + 1];
+    char letters[2 * MAX_LETTERS + 2];
+    uint64_t seen = 0;
     int flag, rc;
 
-    list_letters(options, letters);
-    while ((flag = getopt_long(argc, argv, letters, options, NULL)) != -1) {
-        if (flag == help) {
-            fputs(usage, stdout);
+    list_letters(arguments->options, letters);
+    while ((flag = getopt_long(argc, argv, letters, arguments->options, NULL)) != -1) {
+        flag &= ~ARGUMENTS_REPEATS;
+        if (flag == arguments->help || flag == 'h') {
+            fputs(arguments->usage, stdout);
+            fputs(arguments->more_usage ? arguments->more_usage : "", stdout);
             return -1;
         }
-        rc = read_flag(flag, optarg, read_arg);
+        rc = check_once(arguments->options, flag, &seen);
+        if (rc == CLI_OK)
+            rc = read_flag(flag, optarg, read_arg);
         if (rc != CLI_OK)
             return rc;
     }

@@ -4,14 +4,26 @@
 #define NKV_CLI_ARGUMENTS_H
 
 #include <getopt.h>
+#include <stdbool.h>
 
+/* Added to the val of an option that may be there several times; read_flag gets the val without it. */
+#define ARGUMENTS_REPEATS (1 << 16)
+
+struct arguments {
+    const char *usage, *more_usage; /* printed one behind the other; more_usage: NULL, or what several share */
+    const struct option *options;
+    int help; /* the val of --help */
+};
 /*
- * Reads long options; one whose val is a letter has it as its short form. read_flag takes each but `help`, which prints
- * usage. Arguments that are no options are left, from argv[optind] on. returns: CLI_OK, CLI_USAGE after a message, or
- * -1: help was printed.
+ * Reads long options; one whose val is a letter has it as its short form. read_flag takes each but help (also -h),
+ * which prints usage. An option with a value that is there twice is refused, unless it ARGUMENTS_REPEATS: one of the
+ * two would be without effect. Arguments that are no options are left, from argv[optind] on. returns: CLI_OK, CLI_USAGE
+ * after a message, or -1: help was printed.
  */
-int arguments_options(int argc, char **argv, const char *usage, const struct option *options, int help,
+int arguments_options(int argc, char **argv, const struct arguments *arguments,
                       int (*read_flag)(int flag, const char *arg, void *read_arg), void *read_arg);
+/* Whether the word behind a command's name asks for help. */
+bool arguments_is_help(const char *word);
 
 struct arguments_verb {
     const char *name;  /* NULL: the end of a table */

@@ -30,7 +30,7 @@ static void print_usage(FILE *file)
 
 int bench_main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
+    if (argc > 1 && arguments_is_help(argv[1])) {
         print_usage(stdout);
         return CLI_OK;
     }

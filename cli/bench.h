@@ -4,10 +4,10 @@
 #ifndef NKV_CLI_BENCH_H
 #define NKV_CLI_BENCH_H
 
-#include <getopt.h>
 #include <nearkv/model.h>
 #include <nearkv/nearkv.h>
 
+#include "arguments.h"
 #include "estimate.h"
 
 #define BENCH_FILL_TOKENS 256u /* per step that fills a cache */
@@ -118,7 +118,7 @@ int bench_times_median(const struct bench_times *times, uint32_t n, struct bench
 /*
  * As arguments_options, but an argument that is no option is wrong.
  */
-int bench_read_options(int argc, char **argv, const char *usage, const struct option *options, int help,
+int bench_read_options(int argc, char **argv, const struct arguments *arguments,
                        int (*read_flag)(int flag, const char *arg, void *read_arg), void *read_arg);
 
 #endif

@@ -97,6 +97,8 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
+static const struct arguments arguments = {.usage = usage, .options = long_options, .help = HELP};
+
 static int read_flag(int flag, const char *arg, void *read_arg)
 {
     struct options *o = read_arg;
@@ -150,7 +152,7 @@ static int read_flag(int flag, const char *arg, void *read_arg)
 /* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
 static int read_options(int argc, char **argv, struct options *o)
 {
-    int rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, o);
+    int rc = bench_read_options(argc, argv, &arguments, read_flag, o);
 
     if (rc != CLI_OK)
         return rc;
@@ -219,7 +221,11 @@ static int bench_open(struct bench *b)
         return rc;
     context.devices = &b->device;
     context.compute = b->compute;
-    if (nkv_context_open(&context, &b->context) < 0 || nkv_seq_open(b->context, &seq, &b->seq) < 0)
+    if (nkv_context_open(&context, &b->context) < 0)
+        return cli_fail("%s", nkv_last_error());
+    if (nkv_seq_can_fit(b->context, &seq) < 0)
+        return cli_usage("--ctx %u: %s", b->opt.ctx_tokens, nkv_last_error());
+    if (nkv_seq_open(b->context, &seq, &b->seq) < 0)
         return cli_fail("%s", nkv_last_error());
     b->q = malloc(q_floats * sizeof(float));
     b->out = malloc(q_floats * sizeof(float));
@@ -286,6 +292,15 @@ static int measure(struct bench *b)
     return CLI_OK;
 }
 
+static double mean_ms(const struct bench *b)
+{
+    double sum = 0;
+
+    for (uint32_t i = 0; i < b->opt.n_steps; i++)
+        sum += b->ms[i];
+    return sum / b->opt.n_steps;
+}
+
 static void print_text(const struct bench *b, double min_ms, double median_ms, double gb_per_s, double floor_ms)
 {
     struct nkv_seq_stats stats;
@@ -295,29 +310,37 @@ static void print_text(const struct bench *b, double min_ms, double median_ms, d
     printf("%s, %u tokens, %u:%u heads of %u, %s, page %u, kernels %s, %u threads\n", nkv_mode_name(b->opt.mode),
            b->opt.ctx_tokens, shape->n_heads, shape->n_kv_heads, shape->head_dim, nkv_dtype_name(shape->dtype),
            shape->page_tokens, nkv_kernels_name(), b->opt.n_threads);
-    printf("time            %8.3f ms median, %.3f ms least of %u steps\n", median_ms, min_ms, b->opt.n_steps);
+    printf("time            %8.3f ms median, %.3f ms mean, %.3f ms least of %u steps\n", median_ms, mean_ms(b), min_ms,
+           b->opt.n_steps);
     printf("read bandwidth  %8.2f GB/s\n", gb_per_s);
     printf("floor           %8.3f ms (%s)\n", floor_ms, cli_bytes(floor_bytes(&b->opt)));
     printf("ratio to floor  %8.2f\n", median_ms / floor_ms);
-    printf("of which        %8.3f ms select, %.3f ms attend, %.3f ms append (means, on the devices)\n",
+    printf("of the mean     %8.3f ms select, %.3f ms attend, %.3f ms append%s\n",
            (double)stats.select_ns * 1e-6 / b->opt.n_steps, (double)stats.attend_ns * 1e-6 / b->opt.n_steps,
-           (double)stats.append_ns * 1e-6 / b->opt.n_steps);
+           (double)stats.append_ns * 1e-6 / b->opt.n_steps,
+           b->compute ? " (device and compute side added up: they work at the same time)" : "");
 }
 
 static int print_json(const struct bench *b, double min_ms, double median_ms, double gb_per_s, double floor_ms)
 {
     const struct nkv_kv_shape *shape = &b->opt.shape;
-    json_t *object = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:{s:f, s:f}, s:f, s:I, s:f, "
-        "s:f}",
+    struct nkv_seq_stats stats;
+    json_t *object;
+
+    nkv_seq_stats(b->seq, &stats);
+    object = json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:{s:f, s:f, s:f, s:f, s:f, "
+        "s:f}, s:f, s:I, s:f, s:f}",
         "schema", "nearkv.bench.attend/1", "mode", nkv_mode_name(b->opt.mode), "ctx", (json_int_t)b->opt.ctx_tokens,
         "heads", (json_int_t)shape->n_heads, "kv_heads", (json_int_t)shape->n_kv_heads, "dim",
         (json_int_t)shape->head_dim, "kv", nkv_dtype_name(shape->dtype), "page_tokens", (json_int_t)shape->page_tokens,
         "pages", (json_int_t)b->opt.n_pages, "digest", nkv_digest_name(shape->digest), "select",
         nkv_granularity_name(b->opt.granularity), "fresh_queries", (int)b->opt.fresh_queries, "kernels",
         nkv_kernels_name(), "device", b->opt.device, "threads", (json_int_t)b->opt.n_threads, "steps",
-        (json_int_t)b->opt.n_steps, "ms", "min", min_ms, "median", median_ms, "read_bandwidth_gb_s", gb_per_s,
-        "floor_bytes", (json_int_t)floor_bytes(&b->opt), "floor_ms", floor_ms, "ratio_to_floor", median_ms / floor_ms);
+        (json_int_t)b->opt.n_steps, "ms", "min", min_ms, "median", median_ms, "mean", mean_ms(b), "select",
+        (double)stats.select_ns * 1e-6 / b->opt.n_steps, "attend", (double)stats.attend_ns * 1e-6 / b->opt.n_steps,
+        "append", (double)stats.append_ns * 1e-6 / b->opt.n_steps, "read_bandwidth_gb_s", gb_per_s, "floor_bytes",
+        (json_int_t)floor_bytes(&b->opt), "floor_ms", floor_ms, "ratio_to_floor", median_ms / floor_ms);
 
     return text_print_json(object);
 }

@@ -91,6 +91,8 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
+static const struct arguments arguments = {.usage = usage, .options = long_options, .help = HELP};
+
 static int read_contexts(const char *arg, struct options *o)
 {
     char copy[256], *rest = copy, *word;
@@ -270,13 +272,13 @@ static int print(const struct bench *b)
         return CLI_OK;
     }
     object = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:I, s:o}", "schema", "nearkv.bench.decode/1",
-        "shape", b->opt.decoder.shape, "weights", nkv_dtype_name(b->opt.decoder.weights), "kv",
+        "{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:I, s:o}", "schema",
+        "nearkv.bench.decode/1", "shape", b->opt.decoder.shape, "weights", nkv_dtype_name(b->opt.decoder.weights), "kv",
         nkv_dtype_name(b->opt.decoder.kv), "mode", nkv_mode_name(b->opt.decoder.seq.mode), "budget_tokens",
-        (json_int_t)b->opt.decoder.seq.budget_tokens, "batch", (json_int_t)b->opt.decoder.batch, "micro_batches",
-        (json_int_t)b->opt.decoder.n_micro_batches, "threads", (json_int_t)b->opt.decoder.n_threads, "steps",
-        (json_int_t)b->opt.n_steps, "kernels", nkv_kernels_name(), "read_bandwidth_gb_s", b->gb_per_s, "weight_bytes",
-        (json_int_t)b->decoder.info.weight_bytes, "contexts", rows);
+        (json_int_t)b->opt.decoder.seq.budget_tokens, "page_tokens", (json_int_t)b->opt.decoder.page_tokens, "batch",
+        (json_int_t)b->opt.decoder.batch, "micro_batches", (json_int_t)b->opt.decoder.n_micro_batches, "threads",
+        (json_int_t)b->opt.decoder.n_threads, "steps", (json_int_t)b->opt.n_steps, "kernels", nkv_kernels_name(),
+        "read_bandwidth_gb_s", b->gb_per_s, "weight_bytes", (json_int_t)b->decoder.info.weight_bytes, "contexts", rows);
     return text_print_json(object);
 }
 
@@ -295,7 +297,7 @@ int bench_decode_main(int argc, char **argv)
     int rc;
 
     nkv_seq_options_init(&b.opt.decoder.seq);
-    rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, &b.opt);
+    rc = bench_read_options(argc, argv, &arguments, read_flag, &b.opt);
     if (rc == CLI_OK)
         rc = bench_open(&b);
     if (rc == CLI_OK)

@@ -41,6 +41,8 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
+static const struct arguments arguments = {.usage = usage, .options = long_options, .help = HELP};
+
 static int read_flag(int flag, const char *arg, void *read_arg)
 {
     struct options *o = read_arg;
@@ -109,7 +111,7 @@ int bench_device_main(int argc, char **argv)
     };
     struct nkv_device *device = NULL;
     double *us, min;
-    int rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, &o), status = 0;
+    int rc = bench_read_options(argc, argv, &arguments, read_flag, &o), status = 0;
 
     if (rc != CLI_OK)
         return rc < 0 ? CLI_OK : rc;

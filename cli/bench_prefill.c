@@ -66,6 +66,8 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
+static const struct arguments arguments = {.usage = usage, .options = long_options, .help = HELP};
+
 static int read_flag(int flag, const char *arg, void *read_arg)
 {
     struct options *o = read_arg;
@@ -130,7 +132,7 @@ static int bench_open(struct bench *b)
         .n_threads = b->opt.n_threads,
     };
     struct nkv_kv_estimate estimate;
-    int rc = bench_open_model(b->opt.shape, b->opt.weights, &decoder, &program, own_bytes, b, &b->model);
+    int rc = bench_open_model(b->opt.shape, b->opt.weights, &decoder, &program, own_bytes, b, &b->model), status;
 
     if (rc != CLI_OK)
         return rc;
@@ -143,9 +145,12 @@ static int bench_open(struct bench *b)
     device.capacity_bytes = estimate.total_bytes;
     context.devices = &b->device;
     context.max_tokens = b->opt.chunk_tokens;
-    if (nkv_device_open("cpu", &device, &b->device) < 0 || nkv_context_open(&context, &b->context) < 0 ||
-        nkv_seq_open(b->context, &b->opt.seq, &b->seq) < 0 ||
-        nkv_decoder_open(b->model, b->context, &decoder, &b->decoder) < 0)
+    if (nkv_device_open("cpu", &device, &b->device) < 0 || nkv_context_open(&context, &b->context) < 0)
+        return cli_fail("%s", nkv_last_error());
+    status = nkv_seq_open(b->context, &b->opt.seq, &b->seq);
+    if (status < 0)
+        return cli_refused(NULL, status);
+    if (nkv_decoder_open(b->model, b->context, &decoder, &b->decoder) < 0)
         return cli_fail("%s", nkv_last_error());
     b->tokens = malloc(b->opt.ctx_tokens * sizeof *b->tokens);
     if (!b->tokens)
@@ -188,7 +193,7 @@ static int measure(struct bench *b)
     progress_end(&progress);
     if (status < 0)
         return status == NKV_ECANCELED ? bench_check_interrupt() : cli_fail("%s", nkv_last_error());
-    return rate(b, &b->gflops[1]);
+    return rate(b, &b->gflops[1]) == CLI_OK ? bench_check_interrupt() : CLI_FAILED;
 }
 
 /* Multiply-adds count 2. Dense layers without the output matrix, which runs for the last token only; attention of all
@@ -247,7 +252,7 @@ int bench_prefill_main(int argc, char **argv)
     int rc;
 
     nkv_seq_options_init(&b.opt.seq);
-    rc = bench_read_options(argc, argv, usage, long_options, HELP, read_flag, &b.opt);
+    rc = bench_read_options(argc, argv, &arguments, read_flag, &b.opt);
     if (rc == CLI_OK)
         rc = bench_open(&b);
     if (rc == CLI_OK)

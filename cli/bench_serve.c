@@ -42,7 +42,8 @@ static const char usage[] =
     "  --seed S                of lengths, outputs, arrivals and prompts (0)\n"
     "  --shape NAME            random weights of a known shape instead of a model, as in bench decode\n"
     "  --weights TYPE          of these: f32, f16, bf16 or q8_0 (bf16)\n"
-    "  --json                  one JSON object on stdout (schema nearkv.bench.serve/1)\n";
+    "  --json                  one JSON object on stdout (schema nearkv.bench.serve/1)\n" SESSION_MODE_HELP
+        SESSION_TRACE_HELP;
 
 enum {
     ARRIVALS = SESSION_END,
@@ -80,6 +81,9 @@ static const struct option long_options[] = {
     {"help", no_argument, NULL, HELP},
     {NULL, 0, NULL, 0},
 };
+
+static const struct arguments arguments = {
+    .usage = usage, .more_usage = session_help, .options = long_options, .help = HELP};
 
 static int read_flag(int flag, const char *arg, void *read_arg)
 {
@@ -210,6 +214,8 @@ static int open_model(struct serve *s)
     struct session_need need;
     int rc = session_open_model(&s->session, &s->opt.session);
 
+    if (rc == CLI_OK)
+        rc = session_check_context(&s->session, "--lengths", s->longest, s->opt.max_outputs);
     if (rc == CLI_OK)
         rc = need_of(s, &need);
     return rc == CLI_OK ? session_open_devices(&s->session, &need) : rc;
@@ -411,6 +417,8 @@ static int run(struct serve *s)
                                                .event_arg = s,
                                                .fill = s->opt.fill ? fill : NULL,
                                                .fill_arg = s};
+    const struct serve_request longest = {.n_prompt = s->longest, .n_outputs = s->opt.max_outputs};
+    struct nkv_seq_options seq = seq_options(s, &longest);
     struct progress progress;
     int rc;
 
@@ -419,6 +427,8 @@ static int run(struct serve *s)
     rc = begin_work(s);
     if (rc != CLI_OK)
         return rc;
+    if (nkv_seq_can_fit(s->session.context, &seq) < 0)
+        return cli_usage("--lengths %s: %s", s->opt.lengths_text, nkv_last_error());
     progress_catch_interrupt();
     progress_start(&progress, "serving", "requests");
     s->start_ns = progress_now_ns();
@@ -465,12 +475,10 @@ static int check_options(const struct serve_options *o)
 /* The session's options follow the benchmark's own. */
 static int read_options(int argc, char **argv, struct serve_options *o)
 {
-    char help[8192];
     int rc;
 
     set_defaults(o);
-    snprintf(help, sizeof help, "%s%s", usage, session_help);
-    rc = bench_read_options(argc, argv, help, long_options, HELP, read_flag, o);
+    rc = bench_read_options(argc, argv, &arguments, read_flag, o);
     if (o->fill && !o->step_tokens)
         o->step_tokens = FILL_STEP_TOKENS;
     return rc == CLI_OK ? check_options(o) : rc;

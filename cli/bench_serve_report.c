@@ -151,14 +151,17 @@ static json_t *report_json(const struct serve *s, const struct totals *t)
         json_pack("{s:f, s:f, s:f}", "requests_per_s", (s->n_ended - s->n_failed) / t->wall_s, "prompt_tokens_per_s",
                   (double)t->n_prompt / t->wall_s, "output_tokens_per_s", (double)t->n_output / t->wall_s);
 
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:f, s:f, s:o, s:o*}",
+    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:I, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o, s:I, s:I, "
+                     "s:I, s:f, s:f, s:o, s:o*}",
                      "schema", "nearkv.bench.serve/1", "model", s->session.info.name, "mode",
-                     nkv_mode_name(o->session.seq.mode), "batch", (json_int_t)o->batch, "micro_batches",
-                     (json_int_t)o->session.n_micro_batches, "load", load, "failed", (json_int_t)s->n_failed, "wall_s",
-                     t->wall_s, "ttft_ms", percentiles_json(&t->ttft), "tpot_ms", percentiles_json(&t->tpot),
-                     "queue_ms", percentiles_json(&t->queue), "throughput", rates, "steps",
-                     (json_int_t)t->engine.n_steps, "moves", (json_int_t)t->engine.n_moves, "most_running",
-                     (json_int_t)t->engine.most_running, "busiest_to_mean", imbalance(s, busy_ns),
+                     nkv_mode_name(o->session.seq.mode), "kv", nkv_dtype_name(o->session.kv), "budget_tokens",
+                     (json_int_t)o->session.seq.budget_tokens, "page_tokens", (json_int_t)o->session.page_tokens,
+                     "threads", (json_int_t)o->session.n_threads, "kernels", nkv_kernels_name(), "batch",
+                     (json_int_t)o->batch, "micro_batches", (json_int_t)o->session.n_micro_batches, "load", load,
+                     "failed", (json_int_t)s->n_failed, "wall_s", t->wall_s, "ttft_ms", percentiles_json(&t->ttft),
+                     "tpot_ms", percentiles_json(&t->tpot), "queue_ms", percentiles_json(&t->queue), "throughput",
+                     rates, "steps", (json_int_t)t->engine.n_steps, "moves", (json_int_t)t->engine.n_moves,
+                     "most_running", (json_int_t)t->engine.most_running, "busiest_to_mean", imbalance(s, busy_ns),
                      "busiest_to_mean_bytes", imbalance(s, moved_bytes), "devices", devices_json(s, t->wall_s),
                      "kv_parallel", spreads ? kv_parallel_json(s) : NULL);
 }
@@ -224,9 +227,9 @@ static void print_text(const struct serve *s, const struct totals *t)
     print_row("TTFT", &t->ttft);
     print_row("TPOT", &t->tpot);
     print_row("queue", &t->queue);
-    printf("%.2f s: %.2f requests, %.1f prompt tokens, %.1f output tokens per second; %llu steps, %llu moves\n",
+    printf("%.2f s: %.2f requests, %.1f prompt tokens%s, %.1f output tokens per second; %llu steps, %llu moves\n",
            t->wall_s, (s->n_ended - s->n_failed) / t->wall_s, (double)t->n_prompt / t->wall_s,
-           (double)t->n_output / t->wall_s, (unsigned long long)t->engine.n_steps,
+           o->fill ? " filled in" : "", (double)t->n_output / t->wall_s, (unsigned long long)t->engine.n_steps,
            (unsigned long long)t->engine.n_moves);
     print_devices(s, t->wall_s);
     printf("busiest device %.2f x the mean by time, %.3f x by bytes read and written\n", imbalance(s, busy_ns),

@@ -183,10 +183,10 @@ double bench_median(double *values, uint32_t n, double *min_out)
     return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-int bench_read_options(int argc, char **argv, const char *usage, const struct option *options, int help,
+int bench_read_options(int argc, char **argv, const struct arguments *arguments,
                        int (*read_flag)(int flag, const char *arg, void *read_arg), void *read_arg)
 {
-    int rc = arguments_options(argc, argv, usage, options, help, read_flag, read_arg);
+    int rc = arguments_options(argc, argv, arguments, read_flag, read_arg);
 
     if (rc != CLI_OK)
         return rc;

@@ -112,6 +112,8 @@ int cli_float(const char *flag, const char *text, double low, double high, float
     if (end == text || *end || !(value >= low && value <= high))
         return cli_usage("%s %s: give a number from %g to %g", flag, text, low, high);
     *value_out = (float)value;
+    if (value > 0 && !(*value_out > 0))
+        return cli_usage("%s %s: too near to 0 to be told from it: give more", flag, text);
     return CLI_OK;
 }
 

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "cli.h"
 #include "commands.h"
 
@@ -16,7 +17,7 @@ static void print_usage(FILE *file)
 
 int eval_main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
+    if (argc > 1 && arguments_is_help(argv[1])) {
         print_usage(stdout);
         return CLI_OK;
     }

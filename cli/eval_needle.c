@@ -31,22 +31,18 @@ enum {
     OPTION_HELP,
 };
 
-static void print_help(void)
-{
-    printf("usage: nearkv eval needle [-f FILE | --text PATH]... [--ctx N] [--modes LIST] [--depth LIST] [options]\n"
-           "Hides \"The pass key is NNNNN.\" in a text, asks for it in each mode and prints a table.\n"
-           "Exit status 1 when an answer is wrong.\n\n"
-           "  -f FILE                 the text; without --ctx all of it\n"
-           "  --text PATH             text files below PATH, in alphabetical order; may repeat\n"
-           "                          (neither: generated sentences)\n"
-           "  --ctx N                 tokens of text, key and question together (32768)\n"
-           "  --modes LIST            e.g. pnm,png (all four)\n"
-           "  --depth LIST            where the key lies, 0 (beginning) to 1 (end), e.g. 0.1,0.5,0.9 (0.5)\n"
-           "  --seed S                of keys and generated sentences (0)\n"
-           "  --json                  one JSON object on stdout (schema nearkv.eval.needle/1)\n"
-           "%s",
-           session_help);
-}
+static const char usage[] =
+    "usage: nearkv eval needle [-f FILE | --text PATH]... [--ctx N] [--modes LIST] [--depth LIST] [options]\n"
+    "Hides \"The pass key is NNNNN.\" in a text, asks for it in each mode and prints a table.\n"
+    "Exit status 1 when an answer is wrong.\n\n"
+    "  -f FILE                 the text; without --ctx all of it\n"
+    "  --text PATH             text files below PATH, in alphabetical order; may repeat\n"
+    "                          (neither: generated sentences)\n"
+    "  --ctx N                 tokens of text, key and question together (32768)\n"
+    "  --modes LIST            e.g. pnm,png (all four); --mode is the same\n"
+    "  --depth LIST            where the key lies, 0 (beginning) to 1 (end), e.g. 0.1,0.5,0.9 (0.5)\n"
+    "  --seed S                of keys and generated sentences (0)\n"
+    "  --json                  one JSON object on stdout (schema nearkv.eval.needle/1)\n" SESSION_TRACE_HELP;
 
 /* ---- Options ----------------------------------------------------------------------------------------------------- */
 
@@ -94,8 +90,10 @@ static int add_depth(struct eval_needle *eval, const char *text)
     return rc;
 }
 
-static int own_option(struct eval_needle *eval, int option, const char *arg)
+static int own_option(int option, const char *arg, void *read_arg)
 {
+    struct eval_needle *eval = read_arg;
+
     switch (option) {
     case 'f':
         eval->file = arg;
@@ -149,25 +147,21 @@ static int parse(int argc, char **argv, struct eval_needle *eval)
     static const struct option options[] = {
         SESSION_LONG_OPTIONS,
         {"file", required_argument, NULL, 'f'},
-        {"text", required_argument, NULL, OPTION_TEXT},
+        {"text", required_argument, NULL, OPTION_TEXT | ARGUMENTS_REPEATS},
         {"ctx", required_argument, NULL, OPTION_CTX},
-        {"modes", required_argument, NULL, OPTION_MODES},
-        {"depth", required_argument, NULL, OPTION_DEPTH},
+        {"modes", required_argument, NULL, OPTION_MODES | ARGUMENTS_REPEATS},
+        {"depth", required_argument, NULL, OPTION_DEPTH | ARGUMENTS_REPEATS},
         {"seed", required_argument, NULL, OPTION_SEED},
         {"json", no_argument, NULL, OPTION_JSON},
         {"help", no_argument, NULL, OPTION_HELP},
         {0},
     };
-    int option, rc = CLI_OK;
+    static const struct arguments arguments = {
+        .usage = usage, .more_usage = session_help, .options = options, .help = OPTION_HELP};
+    int rc;
 
     session_defaults(&eval->session_options);
-    while (rc == CLI_OK && (option = getopt_long(argc, argv, "m:f:", options, NULL)) != -1) {
-        if (option == OPTION_HELP) {
-            print_help();
-            return -1;
-        }
-        rc = own_option(eval, option, optarg);
-    }
+    rc = arguments_options(argc, argv, &arguments, own_option, eval);
     if (rc == CLI_OK && optind < argc)
         rc = cli_usage("unexpected argument '%s'", argv[optind]);
     return rc == CLI_OK ? check_options(eval) : rc;
@@ -398,6 +392,7 @@ static int open_devices(struct eval_needle *eval)
     struct session_need need = {.max_batch = 1};
     uint32_t n_text = (uint32_t)(eval->ctx_tokens ? eval->ctx_tokens : eval->n_hay + 64);
     uint32_t n_fork = n_text + 64 + ANSWER_TOKENS;
+    struct nkv_seq_options text;
     uint64_t fork_bytes;
     int rc = session_device_bytes(&eval->session, 0, n_text, &need.device_bytes);
 
@@ -417,22 +412,27 @@ static int open_devices(struct eval_needle *eval)
         return rc;
     need.device_bytes += fork_bytes;
     need.total_bytes = need.device_bytes;
-    return session_open_devices(&eval->session, &need);
+    rc = session_open_devices(&eval->session, &need);
+    if (rc != CLI_OK)
+        return rc;
+    session_seq_options(&eval->session, n_text, n_text, &text);
+    text.mode = NKV_MODE_FULL;
+    text.keep_digests = true;
+    return nkv_seq_can_fit(eval->session.context, &text) < 0 ? cli_usage("%s", nkv_last_error()) : CLI_OK;
 }
 
 static int load(struct eval_needle *eval)
 {
     struct text text = {0};
-    uint64_t limit = eval->session.info.context_length;
     int rc = load_hay(eval, &text);
 
     if (rc == CLI_OK)
         rc = check_hay(eval, &text);
     text_free(&text);
-    if (rc == CLI_OK && limit && (eval->ctx_tokens ? eval->ctx_tokens : eval->n_hay) + ANSWER_TOKENS > limit)
-        rc = cli_usage("the model's context is %llu tokens: give --ctx %llu or less", (unsigned long long)limit,
-                       (unsigned long long)limit - ANSWER_TOKENS);
-    return rc;
+    if (rc != CLI_OK)
+        return rc;
+    return session_check_context(&eval->session, "--ctx", eval->ctx_tokens ? eval->ctx_tokens : eval->n_hay,
+                                 ANSWER_TOKENS);
 }
 
 static int eval_all(struct eval_needle *eval)

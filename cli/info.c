@@ -11,11 +11,13 @@
 
 #include "cli.h"
 #include "commands.h"
+#include "progress.h"
 #include "session.h"
 #include "text.h"
 
 #define BANDWIDTH_BYTES  ((uint64_t)1 << 30)
 #define BANDWIDTH_ROUNDS 5u
+#define DEFAULT_CTX      131072u
 
 enum { OPTION_CTX = SESSION_END, OPTION_BANDWIDTH, OPTION_JSON, OPTION_HELP };
 
@@ -33,19 +35,22 @@ struct info {
     uint64_t compute[NKV_DTYPE_COUNT]; /* of the chosen mode */
 };
 
-static void print_help(void)
+static const char usage[] =
+    "usage: nearkv info [-m MODEL] [--ctx N] [--bandwidth] [--json] [options]\n"
+    "Prints the machine, the kernels chosen, the model, and the memory that a context of N tokens takes.\n\n"
+    "  --ctx N                 tokens (131072, or the model's context if that is less)\n"
+    "  --bandwidth             measure the memory read bandwidth\n"
+    "  --json                  one JSON object on stdout (schema nearkv.info/1)\n" SESSION_MODE_HELP;
+
+static uint32_t default_context(const struct nkv_model_info *model)
 {
-    printf("usage: nearkv info [-m MODEL] [--ctx N] [--bandwidth] [--json] [options]\n"
-           "Prints the machine, the kernels chosen, the model, and the memory that a context of N tokens takes.\n\n"
-           "  --ctx N                 tokens (131072)\n"
-           "  --bandwidth             measure the memory read bandwidth\n"
-           "  --json                  one JSON object on stdout (schema nearkv.info/1)\n"
-           "%s",
-           session_help);
+    return model->context_length && model->context_length < DEFAULT_CTX ? model->context_length : DEFAULT_CTX;
 }
 
-static int own_option(struct info *info, int option, const char *arg)
+static int own_option(int option, const char *arg, void *read_arg)
 {
+    struct info *info = read_arg;
+
     switch (option) {
     case OPTION_CTX:
         return cli_u32("--ctx", arg, 1, 1u << 30, &info->ctx_tokens);
@@ -71,19 +76,21 @@ static int parse(int argc, char **argv, struct info *info)
         {"help", no_argument, NULL, OPTION_HELP},
         {0},
     };
-    int option, rc = CLI_OK;
+    static const struct arguments arguments = {
+        .usage = usage, .more_usage = session_help, .options = options, .help = OPTION_HELP};
+    int rc;
 
-    info->ctx_tokens = 131072;
     session_defaults(&info->options);
-    while (rc == CLI_OK && (option = getopt_long(argc, argv, "m:", options, NULL)) != -1) {
-        if (option == OPTION_HELP) {
-            print_help();
-            return -1;
-        }
-        rc = own_option(info, option, optarg);
-    }
+    rc = arguments_options(argc, argv, &arguments, own_option, info);
     if (rc == CLI_OK && optind < argc)
         rc = cli_usage("unexpected argument '%s'; a model goes after -m", argv[optind]);
+    if (rc == CLI_OK && info->options.trace)
+        rc = cli_usage("--trace: nothing runs here: leave it out");
+    for (uint32_t i = 0; rc == CLI_OK && i < info->options.n_specs; i++)
+        if (cli_is_remote(info->options.specs[i]))
+            rc = cli_usage("--device %s: no device is opened here, what another process takes is not counted: leave it "
+                           "out, or see nearkv pnm stat",
+                           info->options.specs[i]);
     return rc == CLI_OK ? session_check(&info->options) : rc;
 }
 
@@ -305,9 +312,14 @@ int info_main(int argc, char **argv)
 
     if (!info)
         return cli_fail("out of memory");
+    progress_end_on_interrupt();
     rc = parse(argc, argv, info);
     if (rc == CLI_OK) {
         rc = session_open_model(&info->session, &info->options);
+        if (rc == CLI_OK && info->ctx_tokens == 0)
+            info->ctx_tokens = default_context(&info->session.info);
+        if (rc == CLI_OK)
+            rc = session_check_context(&info->session, "--ctx", info->ctx_tokens, 0);
         if (rc == CLI_OK)
             rc = look(info);
         if (rc == CLI_OK)

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "arguments.h"
 #include "bench.h"
 #include "cli.h"
 #include "commands.h"
@@ -49,7 +50,7 @@ static int run_command(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "";
 
-    if (strcmp(name, "--help") == 0 || strcmp(name, "help") == 0) {
+    if (arguments_is_help(name) || strcmp(name, "help") == 0) {
         print_usage(stdout);
         return CLI_OK;
     }

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "cli.h"
+#include "progress.h"
 
 /* CPUs for each compute rank: all that the launcher bound this one to, or its share of the machine's. The PNM ranks use
  * the same CPUs: they work while the compute ranks wait. */
@@ -229,20 +230,27 @@ int parallel_end(struct parallel *p, int rc)
     return rc;
 }
 
+/* Until the benchmark looks at Ctrl-C itself. */
+static int run_bench(int argc, char **argv, int (*bench)(int argc, char **argv))
+{
+    progress_end_on_interrupt();
+    return bench(argc, argv);
+}
+
 int parallel_bench(int argc, char **argv, int (*bench)(int argc, char **argv))
 {
     struct parallel p;
     int rc = parallel_begin(&p);
 
     if (!p.mpi)
-        return rc == CLI_OK ? bench(argc, argv) : rc;
+        return rc == CLI_OK ? run_bench(argc, argv, bench) : rc;
     if (rc == CLI_OK && nkv_mpi_comm(p.mpi, 1, &p.comm) < 0)
         rc = cli_fail("%s", nkv_last_error());
     p.busy = rc == CLI_OK;
     if (rc == CLI_OK)
         unbind(&p, 0);
     if (rc == CLI_OK && p.rank == 0)
-        rc = bench(argc, argv);
+        rc = run_bench(argc, argv, bench);
     else if (rc == CLI_OK && nkv_mpi_serve(p.mpi) < 0) {
         (void)cli_fail("%s", nkv_last_error());
         rc = give_up(&p);

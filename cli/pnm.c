@@ -99,6 +99,8 @@ static const struct arguments_verb verbs[] = {
     {"remove", "NAME unix:PATH", 2}, {"check", "file:PATH", 1}, {NULL, NULL, 0},
 };
 
+static const struct arguments arguments = {.usage = usage, .options = long_options, .help = HELP};
+
 static int read_flag(int flag, const char *arg, void *read_arg)
 {
     struct options *o = read_arg;
@@ -169,7 +171,7 @@ static int on_sessions(const struct options *o)
 int pnm_main(int argc, char **argv)
 {
     struct options o = {0};
-    int rc = arguments_options(argc, argv, usage, long_options, HELP, read_flag, &o);
+    int rc = arguments_options(argc, argv, &arguments, read_flag, &o);
 
     if (rc == CLI_OK)
         rc = read_arguments(argc - optind, argv + optind, &o);

@@ -116,6 +116,8 @@ static int read_keep(const char *arg, struct nkv_serve_options *o)
     return rc;
 }
 
+static const struct arguments arguments = {.usage = usage, .options = long_options, .help = HELP};
+
 static int read_flag(int flag, const char *arg, void *read_arg)
 {
     struct nkv_serve_options *o = read_arg;
@@ -148,7 +150,7 @@ static int read_flag(int flag, const char *arg, void *read_arg)
 /* returns: CLI_OK, CLI_USAGE, or -1: help was printed. */
 static int read_options(int argc, char **argv, struct nkv_serve_options *o)
 {
-    int rc = arguments_options(argc, argv, usage, long_options, HELP, read_flag, o);
+    int rc = arguments_options(argc, argv, &arguments, read_flag, o);
 
     if (rc != CLI_OK)
         return rc;

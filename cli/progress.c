@@ -11,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cli.h"
+
 #define BAR_CELLS      30
 #define REDRAW_NS      100000000u
 #define FIRST_SHOWN_NS 300000000u
@@ -81,12 +83,33 @@ static void on_signal(int number)
     interrupted = 1;
 }
 
-void progress_catch_interrupt(void)
+static void catch (void (*handler)(int number))
 {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction action = {.sa_handler = handler, .sa_flags = (int)SA_RESETHAND};
 
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+}
+
+void progress_catch_interrupt(void)
+{
+    catch (on_signal);
+}
+
+static void end_now(int number)
+{
+    static const char told[] = "nearkv: interrupted\n";
+
+    (void)number;
+    if (write(STDERR_FILENO, told, sizeof told - 1) < 0) {
+        /* nobody reads it, and the status says it, too */
+    }
+    _exit(CLI_FAILED);
+}
+
+void progress_end_on_interrupt(void)
+{
+    catch (end_now);
 }
 
 bool progress_interrupted(void)

@@ -24,6 +24,9 @@ void progress_end(struct progress *progress);
 
 /* From now on SIGINT and SIGTERM set a flag that ends the work cleanly; a second one kills as usual. */
 void progress_catch_interrupt(void);
+/* From now on they end the program at once, with a message and CLI_FAILED: while it does what never looks at that flag
+ * (making weights, measuring the memory), and has nothing to leave in order. */
+void progress_end_on_interrupt(void);
 bool progress_interrupted(void);
 /* Waits until fd can be read. returns: false after Ctrl-C. */
 bool progress_wait_readable(int fd);

@@ -32,38 +32,36 @@ enum {
 
 #define RECONNECT_SECONDS 60u
 
-static void print_help(void)
-{
-    printf("usage: nearkv run [-m MODEL] [-f FILE] [-p TEXT]... [-n N] [options]\n"
-           "Answers a prompt: FILE's text, then TEXT. -p may repeat: one sequence and one answer each.\n\n"
-           "  -f FILE                 text before TEXT (\"-\": standard input)\n"
-           "  -p, --prompt TEXT\n"
-           "  -n N                    at most N new tokens (128)\n"
-           "  --temp T                temperature; 0 is greedy (0)\n"
-           "  --top-k K               sample from the K likeliest; 0: all (0)\n"
-           "  --top-p P               sample from the likeliest that make up P (1)\n"
-           "  --seed S                of sampling (0)\n"
-           "  --tp N                  dense layers in N processes (1): mpirun -n N nearkv run ...\n"
-           "  --pnm-ranks N           N more processes that are the PNM devices (none: devices in rank 0)\n"
-           "  --kv-parallel auto|dp|cp|tp  a sequence on one device (dp), its pages over all (cp), its KV heads over "
-           "all (tp);\n"
-           "                          auto: cp if it fits on no device or few long ones would leave devices idle, else "
-           "dp (auto)\n"
-           "  --session NAME          the sequence stays on the device under that name; the next run with it, or with "
-           "a text\n"
-           "                          that begins alike, feeds only what is new\n"
-           "  --memory file:PATH[:SIZE]|dax:PATH   memory of the devices of this process that outlives it; a file is "
-           "made\n"
-           "                          with SIZE if it does not exist (N devices: PATH.0, PATH.1, ...)\n"
-           "  --continue              TEXT comes after all that the session holds\n"
-           "  --reconnect[=SECONDS]   wait for a device process that was lost and go on from there (60)\n"
-           "  --json                  one JSON object on stdout (schema nearkv.run/1)\n"
-           "%s",
-           session_help);
-}
+static const char usage[] =
+    "usage: nearkv run [-m MODEL] [-f FILE] [-p TEXT]... [-n N] [options]\n"
+    "Answers a prompt: FILE's text, then TEXT. -p may repeat: one sequence and one answer each.\n\n"
+    "  -f FILE                 text before TEXT (\"-\": standard input)\n"
+    "  -p, --prompt TEXT\n"
+    "  -n N                    at most N new tokens (128)\n"
+    "  --temp T                temperature; 0 is greedy (0)\n"
+    "  --top-k K               sample from the K likeliest; 0: all (0)\n"
+    "  --top-p P               sample from the likeliest that make up P (1)\n"
+    "  --seed S                of sampling (0)\n"
+    "  --tp N                  dense layers in N processes (1): mpirun -n N nearkv run ...\n"
+    "  --pnm-ranks N           N more processes that are the PNM devices (none: devices in rank 0)\n"
+    "  --kv-parallel auto|dp|cp|tp  a sequence on one device (dp), its pages over all (cp), its KV heads over "
+    "all (tp);\n"
+    "                          auto: cp if it fits on no device or few long ones would leave devices idle, else "
+    "dp (auto)\n"
+    "  --session NAME          the sequence stays on the device under that name; the next run with it, or with "
+    "a text\n"
+    "                          that begins alike, feeds only what is new\n"
+    "  --memory file:PATH[:SIZE]|dax:PATH   memory of the devices of this process that outlives it; a file is "
+    "made\n"
+    "                          with SIZE if it does not exist (N devices: PATH.0, PATH.1, ...)\n"
+    "  --continue              TEXT comes after all that the session holds\n"
+    "  --reconnect[=SECONDS]   wait for a device process that was lost and go on from there (60)\n"
+    "  --json                  one JSON object on stdout (schema nearkv.run/1)\n" SESSION_MODE_HELP SESSION_TRACE_HELP;
 
-static int own_option(struct run_options *o, int option, const char *arg)
+static int own_option(int option, const char *arg, void *read_arg)
 {
+    struct run_options *o = read_arg;
+
     switch (option) {
     case 'f':
         o->file = arg;
@@ -113,7 +111,8 @@ static int parse(int argc, char **argv, struct run_options *o)
     static const struct option options[] = {
         SESSION_LONG_OPTIONS,
         {"file", required_argument, NULL, 'f'},
-        {"prompt", required_argument, NULL, 'p'},
+        {"prompt", required_argument, NULL, 'p' | ARGUMENTS_REPEATS},
+        {"n", required_argument, NULL, 'n'},
         {"temp", required_argument, NULL, OPTION_TEMP},
         {"top-k", required_argument, NULL, OPTION_TOP_K},
         {"top-p", required_argument, NULL, OPTION_TOP_P},
@@ -129,20 +128,18 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"help", no_argument, NULL, OPTION_HELP},
         {0},
     };
-    int option, rc = CLI_OK;
+    static const struct arguments arguments = {
+        .usage = usage, .more_usage = session_help, .options = options, .help = OPTION_HELP};
+    int rc;
 
     *o = (struct run_options){.max_tokens = 128, .sampler = {.size = sizeof o->sampler, .top_p = 1}};
     session_defaults(&o->session);
     o->session.kv_parallel = NKV_KV_AUTO;
     if (parallel_launched())
         o->session.n_threads = 0; /* not given: parallel_roles knows how many there are for each process */
-    while (rc == CLI_OK && (option = getopt_long(argc, argv, "m:f:p:n:", options, NULL)) != -1) {
-        if (option == OPTION_HELP) {
-            print_help();
-            return -1;
-        }
-        rc = own_option(o, option, optarg);
-    }
+    rc = arguments_options(argc, argv, &arguments, own_option, o);
+    if (rc < 0)
+        return rc;
     if (rc == CLI_OK && optind < argc)
         rc = cli_usage("unexpected argument '%s'; text for the model goes after -p", argv[optind]);
     if (rc == CLI_OK && !o->file && o->n_prompts == 0)

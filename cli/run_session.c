@@ -138,22 +138,31 @@ int run_session_ended(const struct run *run, uint32_t i)
     return cli_fail("sequence %u ended: %s", i + 1, answer->error);
 }
 
+/* Of what was fed, what the prompt had and the session had not; the rest is the answer. */
+static uint32_t n_fed_of_prompt(const struct run *run)
+{
+    uint32_t n = (uint32_t)run->prompts[0].n_tokens - run_session_reused(run);
+
+    return n < n_fed(run) ? n : n_fed(run);
+}
+
 json_t *run_session_json(const struct run *run)
 {
     const struct nkv_session_result *r = &run->resumed;
 
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:s?}", "name", run->options.session_name, "how", hows[r->how],
-                     "reused_tokens", (json_int_t)r->n_reused, "fed_tokens", (json_int_t)n_fed(run), "shared_bytes",
-                     (json_int_t)r->shared_bytes, "from", r->how == NKV_SESSION_FORKED ? r->from : NULL);
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:s?}", "name", run->options.session_name, "how", hows[r->how],
+                     "reused_tokens", (json_int_t)r->n_reused, "fed_tokens", (json_int_t)n_fed(run),
+                     "fed_prompt_tokens", (json_int_t)n_fed_of_prompt(run), "shared_bytes", (json_int_t)r->shared_bytes,
+                     "from", r->how == NKV_SESSION_FORKED ? r->from : NULL);
 }
 
 void run_session_report(const struct run *run)
 {
     const struct nkv_session_result *r = &run->resumed;
 
-    fprintf(stderr, "session %s: %s%s%s, %u tokens reused, %u fed", run->options.session_name, hows[r->how],
-            r->how == NKV_SESSION_FORKED ? " from " : "", r->how == NKV_SESSION_FORKED ? r->from : "", r->n_reused,
-            n_fed(run));
+    fprintf(stderr, "session %s: %s%s%s, %u tokens reused, %u fed (%u of the prompt, the rest the answer)",
+            run->options.session_name, hows[r->how], r->how == NKV_SESSION_FORKED ? " from " : "",
+            r->how == NKV_SESSION_FORKED ? r->from : "", r->n_reused, n_fed(run), n_fed_of_prompt(run));
     if (r->shared_bytes)
         fprintf(stderr, ", %s shared", cli_bytes(r->shared_bytes));
     fputc('\n', stderr);

@@ -6,9 +6,10 @@
 #ifndef NKV_CLI_SESSION_H
 #define NKV_CLI_SESSION_H
 
-#include <getopt.h>
 #include <nearkv/model.h>
 #include <nearkv/nearkv.h>
+
+#include "arguments.h"
 
 #define SESSION_MAX_DEVICES 64u
 #define SESSION_SPEC_BYTES  4096
@@ -59,7 +60,8 @@ enum {
         {"sink", required_argument, NULL, SESSION_SINK}, {"recent", required_argument, NULL, SESSION_RECENT},          \
         {"digest", required_argument, NULL, SESSION_DIGEST}, {"select", required_argument, NULL, SESSION_SELECT},      \
         {"dense-layers", required_argument, NULL, SESSION_DENSE_LAYERS},                                               \
-        {"devices", required_argument, NULL, SESSION_DEVICES}, {"device", required_argument, NULL, SESSION_DEVICE},    \
+        {"devices", required_argument, NULL, SESSION_DEVICES},                                                         \
+        {"device", required_argument, NULL, SESSION_DEVICE | ARGUMENTS_REPEATS},                                       \
         {"resident", required_argument, NULL, SESSION_RESIDENT}, {"kv", required_argument, NULL, SESSION_KV},          \
         {"prefill", required_argument, NULL, SESSION_PREFILL},                                                         \
         {"prefill-budget", required_argument, NULL, SESSION_PREFILL_BUDGET},                                           \
@@ -68,6 +70,13 @@ enum {
         "trace", required_argument, NULL, SESSION_TRACE                                                                \
     }
 
+/* Lines of --help. Of --mode, which eval has otherwise: */
+#define SESSION_MODE_HELP "  --mode full|recall|pnm|png   where pages are selected and attended (default png)\n"
+/* Of --trace, which info refuses: */
+#define SESSION_TRACE_HELP                                                                                             \
+    "  --trace FILE            record the devices' commands and page scores (N devices: FILE.0, FILE.1, ...; the\n"    \
+    "                          compute side: FILE.compute)\n"
+/* Of all other SESSION_LONG_OPTIONS. */
 extern const char session_help[];
 
 void session_defaults(struct session_options *options);
@@ -130,6 +139,9 @@ struct session_need {
 /* Whether sequences of a model of that shape can lie as the options say. returns: CLI_OK, or CLI_USAGE with a message.
  */
 int session_check_shape(const struct session_options *options, const struct nkv_kv_shape *shape);
+/* Whether the model's context has room for the n_tokens that the flag asks for and n_answer more. returns: CLI_OK, or
+ * CLI_USAGE with a message. */
+int session_check_context(const struct session *session, const char *flag, uint64_t n_tokens, uint32_t n_answer);
 /* returns: CLI_OK, CLI_FAILED, CLI_USAGE with a message; session_close is right after any of them. */
 int session_open_model(struct session *session, const struct session_options *options);
 /* Opens the PNM devices alone, unless they are open. */

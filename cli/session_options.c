@@ -4,13 +4,14 @@
 #include "session.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 #define MAX_TOKENS (1u << 30)
 
 const char session_help[] =
     "  -m, --model MODEL       GGUF file, or \"needle\" (default): the built-in model, which can only complete\n"
-    "                          \"NAME is \" with the digits (at most five) that follow it in the text\n"
-    "  --mode full|recall|pnm|png   where pages are selected and attended (default png)\n"
+    "                          \"NAME is \" with the digits (at most five) that follow it in the text;\n"
+    "                          nearkv needle --help says how far that goes\n"
     "  --budget TOKENS         attended per step in the sparse modes (2048)\n"
     "  --page TOKENS           tokens per page (32)\n"
     "  --sink PAGES            first pages, always attended (1)\n"
@@ -24,9 +25,7 @@ const char session_help[] =
     "  --kv f32|f16|bf16|q8_0  element type of the cache (f16)\n"
     "  --prefill dense|sparse|auto  auto: dense up to 4 times the prefill budget (auto)\n"
     "  --prefill-budget TOKENS attended per block of prompt tokens (the budget)\n"
-    "  --threads N             threads of dense layers, of the compute side, of all devices together (CPUs)\n"
-    "  --trace FILE            record the devices' commands and page scores (N devices: FILE.0, FILE.1, ...; the\n"
-    "                          compute side: FILE.compute)\n";
+    "  --threads N             threads of dense layers, of the compute side, of all devices together (CPUs)\n";
 
 void session_defaults(struct session_options *options)
 {
@@ -147,6 +146,54 @@ static int check_kv_parallel(const struct session_options *o)
     return CLI_OK;
 }
 
+/* What is behind the wrappers of a spec that names a device of another process; NULL: it names none. */
+static const char *remote_part(const char *spec)
+{
+    static const char *const kinds[] = {"unix:", "mpi:"};
+
+    for (; spec; spec = strchr(spec, ':') ? strchr(spec, ':') + 1 : NULL)
+        for (unsigned i = 0; i < sizeof kinds / sizeof *kinds; i++)
+            if (strncmp(spec, kinds[i], strlen(kinds[i])) == 0)
+                return spec;
+    return NULL;
+}
+
+/* The same text, or two paths of one socket. */
+static bool is_same_device(const char *a, const char *b)
+{
+    struct stat one, other;
+
+    if (strcmp(a, b) == 0)
+        return true;
+    return strncmp(a, "unix:", 5) == 0 && strncmp(b, "unix:", 5) == 0 && stat(a + 5, &one) == 0 &&
+           stat(b + 5, &other) == 0 && one.st_dev == other.st_dev && one.st_ino == other.st_ino;
+}
+
+/* A device would be counted twice, with its memory. */
+static int check_devices(const struct session_options *o)
+{
+    if (o->n_specs && o->n_devices)
+        return cli_usage("give --devices or --device, not both");
+    for (uint32_t i = 0; i < o->n_specs; i++) {
+        const char *device = remote_part(o->specs[i]);
+
+        for (uint32_t other = 0; device && other < i; other++)
+            if (remote_part(o->specs[other]) && is_same_device(device, remote_part(o->specs[other])))
+                return cli_usage("--device %s is given twice: name each device once", device);
+    }
+    return CLI_OK;
+}
+
+int session_check_context(const struct session *session, const char *flag, uint64_t n_tokens, uint32_t n_answer)
+{
+    uint64_t limit = session->info.context_length;
+
+    if (limit == 0 || n_tokens + n_answer <= limit)
+        return CLI_OK;
+    return cli_usage("the model's context is %llu tokens: give %s %llu or less", (unsigned long long)limit, flag,
+                     (unsigned long long)(limit > n_answer ? limit - n_answer : 0));
+}
+
 int session_check(const struct session_options *o)
 {
     int rc = check_budget(o, "--budget", o->seq.budget_tokens);
@@ -155,8 +202,8 @@ int session_check(const struct session_options *o)
         rc = check_budget(o, "--prefill-budget", o->seq.prefill_budget_tokens);
     if (rc == CLI_OK && o->trace && (!*o->trace || strchr(o->trace, ':')))
         rc = cli_usage("--trace '%s': give a file name without ':'", o->trace);
-    if (rc == CLI_OK && o->n_specs && o->n_devices)
-        rc = cli_usage("give --devices or --device, not both");
+    if (rc == CLI_OK)
+        rc = check_devices(o);
     if (rc == CLI_OK)
         rc = check_kv_parallel(o);
     return rc == CLI_OK ? session_check_files(o) : rc;

@@ -48,6 +48,8 @@ static const struct arguments_verb verbs[] = {
     {NULL, NULL, 0},
 };
 
+static const struct arguments arguments = {.usage = usage, .options = long_options, .help = HELP};
+
 static int read_flag(int flag, const char *arg, void *read_arg)
 {
     struct options *o = read_arg;
@@ -148,7 +150,7 @@ static int run(const struct options *o)
 int session_main(int argc, char **argv)
 {
     struct options o = {0};
-    int rc = arguments_options(argc, argv, usage, long_options, HELP, read_flag, &o);
+    int rc = arguments_options(argc, argv, &arguments, read_flag, &o);
 
     if (rc == CLI_OK)
         rc = read_arguments(argc - optind, argv + optind, &o);

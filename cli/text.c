@@ -67,7 +67,7 @@ static int read_stream(struct text *text, int fd, const char *path, size_t max_b
             return cli_fail("interrupted while reading %s", path);
         n = read(fd, buffer, room < sizeof buffer ? room : sizeof buffer);
         if (n < 0)
-            return cli_usage("cannot read %s: %s", path, strerror(errno));
+            return cli_fail("cannot read %s: %s", path, strerror(errno));
         if (n == 0)
             break;
         rc = text_append(text, buffer, (size_t)n);
@@ -80,7 +80,7 @@ static int read_file(struct text *text, const char *path, size_t max_bytes)
     int fd = strcmp(path, "-") == 0 ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC), rc;
 
     if (fd < 0)
-        return cli_usage("cannot read %s: %s", path, strerror(errno));
+        return cli_fail("cannot read %s: %s", path, strerror(errno));
     rc = read_stream(text, fd, path, max_bytes);
     if (fd != STDIN_FILENO)
         close(fd);
@@ -118,7 +118,7 @@ static int collect_entries(struct text *text, const char *path, size_t max_bytes
     int n = scandir(path, &entries, visible, alphasort), rc = CLI_OK;
 
     if (n < 0)
-        return depth ? CLI_OK : cli_usage("cannot read %s: %s", path, strerror(errno));
+        return depth ? CLI_OK : cli_fail("cannot read %s: %s", path, strerror(errno));
     for (int i = 0; i < n; i++) {
         char *below = NULL;
 
@@ -137,7 +137,7 @@ static int collect(struct text *text, const char *path, size_t max_bytes, uint32
     struct stat info;
 
     if ((depth ? lstat(path, &info) : stat(path, &info)) < 0)
-        return depth ? CLI_OK : cli_usage("cannot read %s: %s", path, strerror(errno));
+        return depth ? CLI_OK : cli_fail("cannot read %s: %s", path, strerror(errno));
     if (S_ISDIR(info.st_mode))
         return depth < MAX_DEPTH ? collect_entries(text, path, max_bytes, depth) : CLI_OK;
     if (!S_ISREG(info.st_mode) || (depth && !is_text(path)))

@@ -18,7 +18,7 @@ struct text {
 int text_append(struct text *text, const void *data, size_t bytes);
 void text_free(struct text *text);
 
-/* Appends a whole file; "-" is the standard input. returns: CLI_OK, CLI_USAGE naming the file and why, CLI_FAILED
+/* Appends a whole file; "-" is the standard input. returns: CLI_OK, CLI_FAILED naming the file and why
  * (memory, Ctrl-C). */
 int text_read(struct text *text, const char *path);
 /*

@@ -274,7 +274,7 @@ int nkv_process_open(const char *args, const struct nkv_device_config *config, s
 
         snprintf(reason, sizeof reason, "%s", nkv_last_error());
         free_parts(p);
-        FAIL(status, "device unix:%.108s: %s", args, reason);
+        FAIL(status, "device 'unix:%.108s': %s", args, reason);
     }
     *device_out = &p->device;
     return 0;

@@ -63,7 +63,7 @@ int nkv_wire_connect(const char *path, int *fd_out)
     error = errno;
     close(fd);
     if (error == ENOENT || error == ECONNREFUSED)
-        FAIL(NKV_ENOENT, "no device listens on %s: start one with nearkv pnmd --listen unix:%s", path, path);
+        FAIL(NKV_ENOENT, "no device listens on '%s': start one with nearkv pnmd --listen 'unix:%s'", path, path);
     FAIL(NKV_EIO, "cannot connect to %s: %s", path, strerror(error));
 }
 

@@ -31,6 +31,11 @@ uint32_t nkv_store_extent_shift(size_t frame_bytes)
     return shift;
 }
 
+static double gib(uint64_t bytes)
+{
+    return (double)bytes / 0x1p30;
+}
+
 static int map_memory(struct nkv_store *store, uint32_t n_slots, uint32_t n_chunks)
 {
     size_t n_extents, extent_bytes, slots_bytes, chunks_bytes, bytes;
@@ -41,9 +46,11 @@ static int map_memory(struct nkv_store *store, uint32_t n_slots, uint32_t n_chun
     chunks_bytes = n_chunks * store->chunk_bytes;
     if (__builtin_mul_overflow(n_extents, extent_bytes, &slots_bytes) || slots_bytes > SIZE_MAX / 2 ||
         __builtin_add_overflow(nkv_round_up(slots_bytes, CHUNK_ALIGN), chunks_bytes, &bytes))
-        FAIL(NKV_ENOMEM, "a capacity of %llu bytes is more than this machine can address",
-             (unsigned long long)store->capacity_bytes);
-    TRY(nkv_region_open(bytes, &store->memory));
+        FAIL(NKV_ENOMEM, "a capacity of %.1f GiB is more than any machine can address: give less",
+             gib(store->capacity_bytes));
+    if (nkv_region_open(bytes, &store->memory) < 0)
+        FAIL(NKV_ENOMEM, "a capacity of %.1f GiB: so much address space cannot be had: give less",
+             gib(store->capacity_bytes));
     store->frames = store->memory.base;
     store->chunks = store->frames + nkv_round_up(slots_bytes, CHUNK_ALIGN);
     return 0;

@@ -69,7 +69,8 @@ static int check_options(const struct nkv_kv_shape *shape, const struct nkv_seq_
         FAIL(NKV_EINVAL, "%u sink and %u recent pages: sink must be from 0 to 255, recent from 1 to 255",
              options->sink_pages, options->recent_pages);
     if (options->n_dense_layers > shape->n_layers)
-        FAIL(NKV_EINVAL, "%u dense layers of a model with %u", options->n_dense_layers, shape->n_layers);
+        FAIL(NKV_EINVAL, "%u dense layers of a model with %u: lower n_dense_layers (--dense-layers)",
+             options->n_dense_layers, shape->n_layers);
     return 0;
 }
 
@@ -100,7 +101,7 @@ static int check_resident(const struct nkv_kv_shape *shape, const struct nkv_seq
     if (seq->options.mode == NKV_MODE_RECALL && seq->n_slots < seq->budget_pages)
         FAIL(NKV_EINVAL,
              "recall attends %u pages per step on the compute side, but %u resident tokens are only %u pages: raise "
-             "resident_tokens to %u or lower the budget",
+             "resident_tokens (--resident) to %u or lower the budget",
              seq->budget_pages, seq->options.resident_tokens, seq->n_slots, seq->budget_pages * shape->page_tokens);
     return 0;
 }
@@ -240,8 +241,9 @@ static int check_compute(const struct nkv_context *context, uint64_t need)
              "MiB are missing; %s",
              mib(need), context->compute->caps.name, mib(have), mib(context->compute->caps.capacity_bytes),
              mib(need - have),
-             need > context->compute->caps.capacity_bytes ? "it can never fit: lower resident_tokens"
-                                                          : "lower resident_tokens or close other sequences");
+             need > context->compute->caps.capacity_bytes
+                 ? "it can never fit: lower resident_tokens (--resident)"
+                 : "lower resident_tokens (--resident) or close other sequences");
     return 0;
 }
 

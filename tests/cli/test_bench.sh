@@ -22,11 +22,12 @@ for mode in 'full', 'recall', 'pnm', 'png':
         assert out['schema'] == 'nearkv.bench.attend/1' and out['mode'] == mode and out['kv'] == kv
         assert 0 < out['ms']['min'] <= out['ms']['median']
         assert out['read_bandwidth_gb_s'] > 0 and out['floor_ms'] > 0
+        assert out['ms']['min'] <= out['ms']['mean'] and out['ms']['attend'] > 0 and (out['ms']['select'] > 0) == (mode != 'full')
         assert abs(out['ratio_to_floor'] - out['ms']['median'] / out['floor_ms']) < 1e-6 * out['ratio_to_floor']
 
 out = run('bench', 'decode', '--shape', 'needle-256', '--ctx', '500,3000', '--budget', 512, '--steps', 5,
                      '--json')[0]
-assert out['schema'] == 'nearkv.bench.decode/1' and [c['ctx'] for c in out['contexts']] == [500, 3000]
+assert out['schema'] == 'nearkv.bench.decode/1' and out['page_tokens'] == 32 and [c['ctx'] for c in out['contexts']] == [500, 3000]
 for context in out['contexts']:
     ms = context['ms']
     assert ms['fc'] > 0 and ms['select'] >= 0 and ms['attend'] > 0 and ms['median'] > 0
@@ -48,19 +49,28 @@ for batch, mode in (3, 'png'), (1, 'pnm'):
 for bench in 'decode', 'serve':
     assert '--micro-batches' in run('bench', bench, '--micro-batches', 3, status=2)[1]
 
-# Ctrl-C ends what is measured, or the filling before it, with a message.
-for args in (('attend', '--ctx', 2000000, '--kv-heads', 1, '--dim', 64), ('decode', '--shape', 'tiny-256', '--ctx', 500, '--steps', 100000),
-             ('prefill', '--shape', 'tiny-256', '--ctx', 400000)):
-    child = subprocess.Popen([NEARKV, 'bench', *map(str, args)], stderr=subprocess.PIPE, text=True)
+# Ctrl-C ends it with a message: at once while weights are made, and what is measured or filled afterwards.
+def interrupted(*args, after_s=0):
+    child = subprocess.Popen([NEARKV, *map(str, args)], stderr=subprocess.PIPE, text=True)
     while not int(next(line for line in open(f'/proc/{child.pid}/status') if line.startswith('SigCgt')).split()[1], 16) & 1 << (signal.SIGINT - 1):
         assert child.poll() is None, child.stderr.read()
-        time.sleep(0.02)
+        time.sleep(0.001)
+    time.sleep(after_s)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=120)
     assert child.returncode == 1 and err == 'nearkv: interrupted\n', (args, child.returncode, err)
 
+
+interrupted('bench', 'decode', '--shape', 'needle-256')
+interrupted('bench', 'prefill', '--shape', 'needle-256')
+interrupted('bench', 'device', '--trips', 10000000)
+interrupted('info', '--bandwidth')
+for args in (('attend', '--ctx', 2000000, '--kv-heads', 1, '--dim', 64), ('decode', '--shape', 'tiny-256', '--ctx', 500, '--steps', 100000),
+             ('prefill', '--shape', 'tiny-256', '--ctx', 400000)):
+    interrupted('bench', *args, after_s=0.5)
+
 three = {'p50': float, 'p90': float, 'p99': float}
-want = {'schema': str, 'model': str, 'mode': str, 'batch': int, 'micro_batches': int, 'failed': int, 'wall_s': float, 'ttft_ms': three, 'tpot_ms': three,
+want = {'schema': str, 'model': str, 'mode': str, 'kv': str, 'budget_tokens': int, 'page_tokens': int, 'threads': int, 'kernels': str, 'batch': int, 'micro_batches': int, 'failed': int, 'wall_s': float, 'ttft_ms': three, 'tpot_ms': three,
         'queue_ms': three, 'steps': int, 'moves': int, 'most_running': int, 'busiest_to_mean': float, 'busiest_to_mean_bytes': float,
         'devices': list,
         'load': {'arrivals': str, 'lengths': str, 'filled': bool, 'requests': int, 'outputs': int, 'least_outputs': int, 'seed': int},

@@ -88,7 +88,7 @@ haystack(f'{tmp}/long', 6000, ('pass', '31415'))
 
 
 def step_traffic(file, differences):
-    few, more = (job(2, *base, '-f', file, '-p', 'The x is ', '--mode', 'pnm', '-n', n, '--temp', 50, *split(1, 1))[0]['parallel'] for n in (4, 24))
+    few, more = (job(2, 'run', '-f', file, *base[3:], '-p', 'The x is ', '--mode', 'pnm', '-n', n, '--temp', 50, *split(1, 1))[0]['parallel'] for n in (4, 24))
     for got in (few, more):
         assert got['per_token_layer'] == {'down_elements': (8 + 2 * 2) * 128, 'up_elements': 8 * 128}, got
     differences.append([more[key] - few[key] for key in ('token_layers', 'control_bytes')] +
@@ -115,7 +115,7 @@ all_of(refused, [
     (2, [*key, *split(1, 1), '--devices', 2], 2, 'leave out --devices'),
     (2, [*key, *split(0, 1)], 2, '--tp 0'),
     (2, [*key, *split(1, 1), '-m', f'{tmp}/none'], 1, 'cannot open'),
-    (2, [*split(1, 1), '-f', f'{tmp}/none'], 2, 'cannot read'),
+    (2, [*split(1, 1), '-f', f'{tmp}/none'], 1, 'cannot read'),
     (2, [*key, *split(1, 1), '--mode', 'recall', '--resident', 1], 2, 'raise resident_tokens')])
 out, _ = job(2, 'run', '--help')
 assert out.count('usage: ') == 1, out

@@ -20,7 +20,7 @@ from check import NEARKV, fields, haystack, run
 
 tmp = sys.argv[1]
 children = {}
-SESSION = {'name': str, 'how': str, 'reused_tokens': int, 'fed_tokens': int, 'shared_bytes': int, 'from': (str, type(None))}
+SESSION = {'name': str, 'how': str, 'reused_tokens': int, 'fed_tokens': int, 'fed_prompt_tokens': int, 'shared_bytes': int, 'from': (str, type(None))}
 LISTED = {'name': str, 'model': str, 'tokens': int, 'max_tokens': int, 'attached': bool, 'used_bytes': int, 'shared_bytes': int}
 
 
@@ -90,7 +90,7 @@ assert got['text'] == '77.' and got['session']['reused_tokens'] == n and got['n_
 assert sessions(one)['chat']['tokens'] == n + got['session']['fed_tokens'] == n + got['n_prompt'] + len(got['tokens'])
 done = subprocess.run([NEARKV, 'run', '--device', one, '--session', 'chat', '--continue', '-p', ' The red key is ', '-n', '1'],
                       capture_output=True, text=True)
-assert done.stdout == '5\n' and f'session chat: resumed, {n + got["session"]["fed_tokens"]} tokens reused, 17 fed' in done.stderr, done
+assert done.stdout == '5\n' and f'session chat: resumed, {n + got["session"]["fed_tokens"]} tokens reused, 17 fed (16 of the prompt, the rest the answer)' in done.stderr, done
 got, _ = ask(one, 'chat', '--continue', '-p', ' The blue key is ')  # the answer that -n cut off was fed to its end
 assert got['text'] == '77.'
 

@@ -50,6 +50,32 @@ expect 2 "--device: unknown device 'gpu'" bench device --device gpu
 expect 2 'no model shape' bench decode --shape none
 expect 2 'no model shape' bench prefill --shape none
 expect 2 'raise the budget' bench decode --shape needle-256 --ctx 64 --budget 1
+expect 2 'raise the budget' bench prefill --shape tiny-256 --ctx 64 --budget 1
+expect 1 'No such file' eval needle --text "$tmp/none"
+expect 2 'can never fit' bench attend --ctx 5000 --device cpu:capacity=1M
+expect 2 '--lengths fixed:5000: ' bench serve --lengths fixed:5000 --requests 2 --device cpu:capacity=1M
+expect 2 'can never fit' eval needle --ctx 5000 --modes pnm --device cpu:capacity=1M
+expect 2 "the model's context is 2097152 tokens: give --ctx 2097152 or less" info --ctx 4M
+expect 2 "the model's context is 2097152 tokens: give --lengths 2097120 or less" bench serve --fill --lengths fixed:2200000
+expect 2 "the model's context is 2097152 tokens: give --ctx 2097140 or less" eval needle --ctx 2097141
+expect 2 '--trace: nothing runs here' info --trace "$tmp/t"
+expect 2 'no device is opened here' info --device "unix:$tmp/none"
+expect 2 "--device unix:$tmp/d is given twice" run -p x --device "unix:$tmp/d" --device "fault:op=attend,n=1:unix:$tmp/d"
+expect 2 '--device mpi:1 is given twice' eval needle --device mpi:1 --device cpu --device mpi:1
+: >"$tmp/d"
+ln -s d "$tmp/link"
+expect 2 "--device unix:$tmp/link is given twice" bench serve --device "unix:$tmp/d" --device "unix:$tmp/link"
+expect 2 '--file is given twice' run -p x -f a --file b
+expect 2 '-n is given twice' run -p x -n 1 -n 2
+expect 2 '--trace is given twice' eval needle --trace a --trace b
+expect 2 '--device is given twice' bench attend --device cpu --device cpu
+expect 2 '--ctx is given twice' info --ctx 1 --ctx 2
+expect 2 '--type is given twice' needle --type f16 --type f32
+expect 2 '(--dense-layers)' run -p x --dense-layers 4
+expect 2 '(--resident) to 160' run -p x --mode recall --resident 0
+expect 2 '--top-p 1e-320: too near to 0' run -p x --top-p 1e-320
+expect 1 'so much address space cannot be had' run -p x --device cpu:capacity=9999T
+expect 1 "device 'unix:::': no device listens on '::'" run -p x --device unix:::
 expect 2 '-n 0' run -p x -n 0
 expect 2 '--threads 0' run -p x --threads 0
 expect 2 'not both' run -p x --devices 2 --device cpu
@@ -76,8 +102,8 @@ expect 2 'it must have from 1 to 107' pnm stat unix:
 expect 2 'it must have from 1 to 107' session list --device unix:
 expect 2 '--watch is for' pnm list "unix:$tmp/none" --watch
 expect 2 '--device' run -p x --device cpu:colour=red
-expect 2 'No such file' run -f "$tmp/none" -p x
-expect 2 'Is a directory' run -f "$tmp" -p x
+expect 1 'No such file' run -f "$tmp/none" -p x
+expect 1 'Is a directory' run -f "$tmp" -p x
 : >"$tmp/empty"
 expect 2 'is empty' run -f "$tmp/empty"
 expect 2 "model's context" run -p x -n 4M
@@ -154,9 +180,12 @@ rc=0
 (trap '' XFSZ; ulimit -f 4; exec "$NEARKV" run -p 'The pass key is 71432. The pass key is ' --trace "$tmp/trace") >"$tmp/out" 2>"$tmp/err" || rc=$?
 [ $rc = 1 ] && grep -q "cannot write the trace '$tmp/trace': File too large: record to another file" "$tmp/err" || { echo "--trace beyond the limit: exit $rc: $(cat "$tmp/err")"; failed=1; }
 
-for command in '' run eval 'eval needle' info needle bench 'bench attend' 'bench decode' 'bench prefill' 'bench device' pnm pnmd; do
+for command in '' run eval 'eval needle' info needle bench 'bench attend' 'bench decode' 'bench prefill' 'bench serve' 'bench device' pnm pnmd session; do
     # shellcheck disable=SC2086
-    "$NEARKV" $command --help | grep -q '^usage: nearkv' || { echo "nearkv $command --help"; failed=1; }
+    "$NEARKV" $command --help >"$tmp/help"
+    # shellcheck disable=SC2086
+    grep -q '^usage: nearkv' "$tmp/help" && "$NEARKV" $command -h | cmp - "$tmp/help" || { echo "nearkv $command --help"; failed=1; }
 done
+"$NEARKV" eval needle --help | grep -q 'default png' && { echo "eval needle --help: --mode is not png there"; failed=1; }
 "$NEARKV" --version | grep -q '^nearkv [0-9]'
 exit $failed
