@@ -21,7 +21,7 @@ static void list_letters(const struct option *options, char letters[2 * MAX_LETT
     size_t n = 0;
 
     for (; options->name && n + 2 <= 2 * MAX_LETTERS; options++) {
-        int letter = options->val & ~ARGUMENTS_REPEATS;
+        int letter = options->val & ~ARGUMENTS_ONCE;
 
         if (letter < 'a' || letter > 'z')
             continue;
@@ -38,9 +38,9 @@ static int check_once(const struct option *options, int flag, uint64_t *seen)
 {
     uint32_t i = 0;
 
-    while (options[i].name && (options[i].val & ~ARGUMENTS_REPEATS) != flag)
+    while (options[i].name && (options[i].val & ~ARGUMENTS_ONCE) != flag)
         i++;
-    if (!options[i].name || options[i].has_arg == no_argument || options[i].val & ARGUMENTS_REPEATS)
+    if (!(options[i].val & ARGUMENTS_ONCE))
         return CLI_OK;
     if (*seen >> i & 1)
         return cli_usage("-%s%s is given twice: give it once", options[i].name[1] ? "-" : "", options[i].name);
@@ -62,7 +62,7 @@ int arguments_options(int argc, char **argv, const struct arguments *arguments,
 
     list_letters(arguments->options, letters);
     while ((flag = getopt_long(argc, argv, letters, arguments->options, NULL)) != -1) {
-        flag &= ~ARGUMENTS_REPEATS;
+        flag &= ~ARGUMENTS_ONCE;
         if (flag == arguments->help || flag == 'h') {
             fputs(arguments->usage, stdout);
             fputs(arguments->more_usage ? arguments->more_usage : "", stdout);

@@ -6,8 +6,8 @@
 #include <getopt.h>
 #include <stdbool.h>
 
-/* Added to the val of an option that may be there several times; read_flag gets the val without it. */
-#define ARGUMENTS_REPEATS (1 << 16)
+/* Added to the val of an option that may be there only once; read_flag gets the val without it. */
+#define ARGUMENTS_ONCE (1 << 16)
 
 struct arguments {
     const char *usage, *more_usage; /* printed one behind the other; more_usage: NULL, or what several share */
@@ -16,9 +16,9 @@ struct arguments {
 };
 /*
  * Reads long options; one whose val is a letter has it as its short form. read_flag takes each but help (also -h),
- * which prints usage. An option with a value that is there twice is refused, unless it ARGUMENTS_REPEATS: one of the
- * two would be without effect. Arguments that are no options are left, from argv[optind] on. returns: CLI_OK, CLI_USAGE
- * after a message, or -1: help was printed.
+ * which prints usage. Of a value that is given twice the last one counts, so that a script's can be overridden; but one
+ * that names a file or a device must not be dropped in silence, and is ARGUMENTS_ONCE. Arguments that are no options
+ * are left, from argv[optind] on. returns: CLI_OK, CLI_USAGE after a message, or -1: help was printed.
  */
 int arguments_options(int argc, char **argv, const struct arguments *arguments,
                       int (*read_flag)(int flag, const char *arg, void *read_arg), void *read_arg);

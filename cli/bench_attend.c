@@ -91,7 +91,7 @@ static const struct option long_options[] = {
     {"fresh-queries", no_argument, NULL, FRESH},
     {"steps", required_argument, NULL, STEPS},
     {"threads", required_argument, NULL, THREADS},
-    {"device", required_argument, NULL, DEVICE},
+    {"device", required_argument, NULL, DEVICE | ARGUMENTS_ONCE},
     {"json", no_argument, NULL, JSON},
     {"help", no_argument, NULL, HELP},
     {NULL, 0, NULL, 0},

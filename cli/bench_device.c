@@ -33,7 +33,7 @@ static const char usage[] = "usage: nearkv bench device [options]\n"
 enum { DEVICE = 256, TRIPS, THREADS, JSON, HELP };
 
 static const struct option long_options[] = {
-    {"device", required_argument, NULL, DEVICE},
+    {"device", required_argument, NULL, DEVICE | ARGUMENTS_ONCE},
     {"trips", required_argument, NULL, TRIPS},
     {"threads", required_argument, NULL, THREADS},
     {"json", no_argument, NULL, JSON},

@@ -146,11 +146,11 @@ static int parse(int argc, char **argv, struct eval_needle *eval)
 {
     static const struct option options[] = {
         SESSION_LONG_OPTIONS,
-        {"file", required_argument, NULL, 'f'},
-        {"text", required_argument, NULL, OPTION_TEXT | ARGUMENTS_REPEATS},
+        {"file", required_argument, NULL, 'f' | ARGUMENTS_ONCE},
+        {"text", required_argument, NULL, OPTION_TEXT},
         {"ctx", required_argument, NULL, OPTION_CTX},
-        {"modes", required_argument, NULL, OPTION_MODES | ARGUMENTS_REPEATS},
-        {"depth", required_argument, NULL, OPTION_DEPTH | ARGUMENTS_REPEATS},
+        {"modes", required_argument, NULL, OPTION_MODES},
+        {"depth", required_argument, NULL, OPTION_DEPTH},
         {"seed", required_argument, NULL, OPTION_SEED},
         {"json", no_argument, NULL, OPTION_JSON},
         {"help", no_argument, NULL, OPTION_HELP},

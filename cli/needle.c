@@ -29,7 +29,7 @@ static const char usage[] =
 enum { TYPE = 256, JSON, HELP };
 
 static const struct option long_options[] = {
-    {"output", required_argument, NULL, 'o'},
+    {"output", required_argument, NULL, 'o' | ARGUMENTS_ONCE},
     {"type", required_argument, NULL, TYPE},
     {"json", no_argument, NULL, JSON},
     {"help", no_argument, NULL, HELP},

@@ -35,7 +35,7 @@ static const char usage[] =
 enum { MEMORY = 256, FORMAT, LISTEN, METRICS, THREADS, NAME, KEEP, QUIET, HELP };
 
 static const struct option long_options[] = {
-    {"memory", required_argument, NULL, MEMORY},
+    {"memory", required_argument, NULL, MEMORY | ARGUMENTS_ONCE},
     {"format", no_argument, NULL, FORMAT},
     {"listen", required_argument, NULL, LISTEN},
     {"metrics", required_argument, NULL, METRICS},

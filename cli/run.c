@@ -110,8 +110,8 @@ static int parse(int argc, char **argv, struct run_options *o)
 {
     static const struct option options[] = {
         SESSION_LONG_OPTIONS,
-        {"file", required_argument, NULL, 'f'},
-        {"prompt", required_argument, NULL, 'p' | ARGUMENTS_REPEATS},
+        {"file", required_argument, NULL, 'f' | ARGUMENTS_ONCE},
+        {"prompt", required_argument, NULL, 'p'},
         {"n", required_argument, NULL, 'n'},
         {"temp", required_argument, NULL, OPTION_TEMP},
         {"top-k", required_argument, NULL, OPTION_TOP_K},
@@ -120,8 +120,8 @@ static int parse(int argc, char **argv, struct run_options *o)
         {"tp", required_argument, NULL, OPTION_TP},
         {"pnm-ranks", required_argument, NULL, OPTION_PNM_RANKS},
         {"kv-parallel", required_argument, NULL, SESSION_KV_PARALLEL},
-        {"session", required_argument, NULL, OPTION_SESSION},
-        {"memory", required_argument, NULL, OPTION_MEMORY},
+        {"session", required_argument, NULL, OPTION_SESSION | ARGUMENTS_ONCE},
+        {"memory", required_argument, NULL, OPTION_MEMORY | ARGUMENTS_ONCE},
         {"continue", no_argument, NULL, OPTION_CONTINUE},
         {"reconnect", optional_argument, NULL, OPTION_RECONNECT},
         {"json", no_argument, NULL, OPTION_JSON},

@@ -55,19 +55,18 @@ enum {
 };
 
 #define SESSION_LONG_OPTIONS                                                                                           \
-    {"model", required_argument, NULL, 'm'}, {"mode", required_argument, NULL, SESSION_MODE},                          \
+    {"model", required_argument, NULL, 'm' | ARGUMENTS_ONCE}, {"mode", required_argument, NULL, SESSION_MODE},         \
         {"budget", required_argument, NULL, SESSION_BUDGET}, {"page", required_argument, NULL, SESSION_PAGE},          \
         {"sink", required_argument, NULL, SESSION_SINK}, {"recent", required_argument, NULL, SESSION_RECENT},          \
         {"digest", required_argument, NULL, SESSION_DIGEST}, {"select", required_argument, NULL, SESSION_SELECT},      \
         {"dense-layers", required_argument, NULL, SESSION_DENSE_LAYERS},                                               \
-        {"devices", required_argument, NULL, SESSION_DEVICES},                                                         \
-        {"device", required_argument, NULL, SESSION_DEVICE | ARGUMENTS_REPEATS},                                       \
+        {"devices", required_argument, NULL, SESSION_DEVICES}, {"device", required_argument, NULL, SESSION_DEVICE},    \
         {"resident", required_argument, NULL, SESSION_RESIDENT}, {"kv", required_argument, NULL, SESSION_KV},          \
         {"prefill", required_argument, NULL, SESSION_PREFILL},                                                         \
         {"prefill-budget", required_argument, NULL, SESSION_PREFILL_BUDGET},                                           \
         {"threads", required_argument, NULL, SESSION_THREADS},                                                         \
     {                                                                                                                  \
-        "trace", required_argument, NULL, SESSION_TRACE                                                                \
+        "trace", required_argument, NULL, SESSION_TRACE | ARGUMENTS_ONCE                                               \
     }
 
 /* Lines of --help. Of --mode, which eval has otherwise: */

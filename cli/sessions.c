@@ -27,9 +27,12 @@ static const char usage[] =
 enum { DEVICE = 256, MEMORY, NAME, JSON, HELP };
 
 static const struct option long_options[] = {
-    {"device", required_argument, NULL, DEVICE}, {"memory", required_argument, NULL, MEMORY},
-    {"name", required_argument, NULL, NAME},     {"json", no_argument, NULL, JSON},
-    {"help", no_argument, NULL, HELP},           {NULL, 0, NULL, 0},
+    {"device", required_argument, NULL, DEVICE | ARGUMENTS_ONCE},
+    {"memory", required_argument, NULL, MEMORY | ARGUMENTS_ONCE},
+    {"name", required_argument, NULL, NAME},
+    {"json", no_argument, NULL, JSON},
+    {"help", no_argument, NULL, HELP},
+    {NULL, 0, NULL, 0},
 };
 
 struct options {

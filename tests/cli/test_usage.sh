@@ -66,11 +66,10 @@ expect 2 '--device mpi:1 is given twice' eval needle --device mpi:1 --device cpu
 ln -s d "$tmp/link"
 expect 2 "--device unix:$tmp/link is given twice" bench serve --device "unix:$tmp/d" --device "unix:$tmp/link"
 expect 2 '--file is given twice' run -p x -f a --file b
-expect 2 '-n is given twice' run -p x -n 1 -n 2
+expect 2 "unknown mode 'no'" run -p x --mode png --mode no # the last one counts
 expect 2 '--trace is given twice' eval needle --trace a --trace b
 expect 2 '--device is given twice' bench attend --device cpu --device cpu
-expect 2 '--ctx is given twice' info --ctx 1 --ctx 2
-expect 2 '--type is given twice' needle --type f16 --type f32
+expect 2 '--output is given twice' needle -o a -o b
 expect 2 '(--dense-layers)' run -p x --dense-layers 4
 expect 2 '(--resident) to 160' run -p x --mode recall --resident 0
 expect 2 '--top-p 1e-320: too near to 0' run -p x --top-p 1e-320
