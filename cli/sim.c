@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* nearkv sim: dispatches to the simulator's subcommands. */
+#include "arguments.h"
 #include "sim.h"
 
 #include <stdio.h>
@@ -29,7 +30,7 @@ static void print_usage(FILE *file)
 
 int sim_main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
+    if (argc > 1 && arguments_is_help(argv[1])) {
         print_usage(stdout);
         return CLI_OK;
     }

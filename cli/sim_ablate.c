@@ -211,7 +211,7 @@ int sim_ablate_main(int argc, char **argv)
     json_t *all = NULL;
     int rc;
 
-    if (has(argc, argv, "--help")) {
+    if (has(argc, argv, "--help") || has(argc, argv, "-h")) {
         print_usage(stdout);
         return CLI_OK;
     }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "cli.h"
 #include "progress.h"
 #include "sim.h"
@@ -63,7 +64,7 @@ static int read_options(int argc, char **argv, struct paper_options *o)
     for (int at = 1; at < argc; at++) {
         if (strcmp(argv[at], "--json") == 0) {
             o->json = true;
-        } else if (strcmp(argv[at], "--help") == 0) {
+        } else if (arguments_is_help(argv[at])) {
             o->help = true;
         } else if (strcmp(argv[at], "--no-tornado") == 0) {
             o->no_tornado = true;

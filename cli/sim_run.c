@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "cli.h"
 #include "sim.h"
 #include "text.h"
@@ -53,7 +54,7 @@ static int read_options(int argc, char **argv, struct run_options *o)
 
         if (strcmp(argv[at], "--json") == 0)
             o->json = true;
-        else if (strcmp(argv[at], "--help") == 0)
+        else if (arguments_is_help(argv[at]))
             o->help = true;
         else if (strcmp(argv[at], "--full-activity") == 0)
             o->sim.config.full_activity = true;

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "cli.h"
 #include "progress.h"
 #include "sim.h"
@@ -130,7 +131,7 @@ static int read_options(int argc, char **argv, struct sweep *s)
     for (int at = 1; at < argc; at += 2) {
         int rc;
 
-        if (strcmp(argv[at], "--help") == 0) {
+        if (arguments_is_help(argv[at])) {
             s->help = true;
             return CLI_OK;
         }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "cli.h"
 #include "progress.h"
 #include "sim.h"
@@ -73,7 +74,7 @@ static int read_options(int argc, char **argv, struct validate_options *o)
             o->json = true;
         else if (strcmp(argv[at], "--self") == 0 || strcmp(argv[at], "--no-self") == 0)
             o->no_self = argv[at][2] == 'n';
-        else if (strcmp(argv[at], "--help") == 0)
+        else if (arguments_is_help(argv[at]))
             o->help = true;
         else if (strncmp(argv[at], "--", 2) == 0) {
             rc = read_valued(o, argv[at] + 2, argv[at + 1]);

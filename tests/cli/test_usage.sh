@@ -179,7 +179,7 @@ rc=0
 (trap '' XFSZ; ulimit -f 4; exec "$NEARKV" run -p 'The pass key is 71432. The pass key is ' --trace "$tmp/trace") >"$tmp/out" 2>"$tmp/err" || rc=$?
 [ $rc = 1 ] && grep -q "cannot write the trace '$tmp/trace': File too large: record to another file" "$tmp/err" || { echo "--trace beyond the limit: exit $rc: $(cat "$tmp/err")"; failed=1; }
 
-for command in '' run eval 'eval needle' info needle bench 'bench attend' 'bench decode' 'bench prefill' 'bench serve' 'bench device' pnm pnmd session; do
+for command in '' run eval 'eval needle' info needle bench 'bench attend' 'bench decode' 'bench prefill' 'bench serve' 'bench device' pnm pnmd session sim 'sim run' 'sim paper' 'sim sweep' 'sim validate' 'sim ablate'; do
     # shellcheck disable=SC2086
     "$NEARKV" $command --help >"$tmp/help"
     # shellcheck disable=SC2086
